@@ -1,0 +1,193 @@
+"""From a YAML file and `section.key=value` words to a `Config`, with every fault in one message."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from distprune.config.schema import Config, combination_faults
+from distprune.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number (YAML 1.2, section 10.3.2), not a text as in YAML 1.1."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value` words, the value in YAML; later ones win.
+
+    Raises:
+        ConfigError: lists every unknown key, wrong value and impossible combination.
+    """
+    values, lines = _read(Path(path))
+    faults = [fault for word in overrides if (fault := _override(values, lines, word))]
+    config = None
+    while config is None:
+        try:
+            config = Config.model_validate(values)
+        except ValidationError as error:
+            problems = error.errors()
+            faults += [_describe(problem, lines, str(path)) for problem in problems]
+            # Take out what is at fault and look again, so that combinations of the rest are checked too.
+            if sum(_remove(values, problem) for problem in problems) < len(problems):
+                break
+    if config is not None:
+        for fault in combination_faults(config):
+            key, _, _ = fault.partition(":")
+            faults.append(f"{_where(key, lines, str(path))}{fault}")
+    if faults or config is None:
+        raise ConfigError(*dict.fromkeys(faults), source=str(path))
+    if config.run.dir is None:
+        config = config.model_copy(update={"run": config.run.model_copy(update={"dir": f"runs/{Path(path).stem}"})})
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML, every key written out."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, width=120)
+
+
+def json_schema() -> str:
+    """The JSON schema of a configuration file, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The file's values, and the line of each dotted key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"cannot read the configuration {path}: {reason}{hint}") from None
+    try:
+        tree = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}".replace("\n", " "), source=str(path)) from None
+    if not isinstance(values, dict):
+        raise ConfigError("a configuration is a mapping of sections such as model, data, prune", source=str(path))
+    return values, dict(_key_lines(tree))
+
+
+def _siblings(path: Path) -> list[str]:
+    return [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+
+
+def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line + 1
+            yield from _key_lines(value, f"{name}.")
+
+
+def _override(values: dict[str, Any], lines: dict[str, int], word: str) -> str | None:
+    """Put one `section.key=value` into `values`, or return what is wrong with it."""
+    key, equals, text = word.partition("=")
+    if not equals or not key or word.startswith("-"):
+        return f"{word!r} on the command line: expected section.key=value, such as run.seed=1"
+    try:
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError:
+        return f"{key} on the command line: {text!r} is not valid YAML"
+    *sections, last = key.split(".")
+    place = values
+    for section in sections:
+        if place.get(section) is None:
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            return f"{key} on the command line: {section} is a single value, not a section"
+    place[last] = value
+    lines[key] = 0
+    return None
+
+
+def _describe(problem: Any, lines: dict[str, int], source: str) -> str:
+    location = tuple(problem["loc"])
+    key = _key(location)
+    if problem["type"] == "extra_forbidden":
+        known = _fields(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        instead = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        text = f"unknown key; {instead}"
+    elif problem["type"] == "missing":
+        text = "is missing; it has no default"
+    elif problem["type"] == "union_tag_invalid":
+        text = f"{problem['ctx']['tag']!r} is not one of {problem['ctx']['expected_tags']}"
+    else:
+        text = f"{problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+    return f"{_where(key, lines, source)}{key}: {text}"
+
+
+def _where(key: str, lines: dict[str, int], source: str) -> str:
+    line = lines.get(key)
+    if line == 0:
+        return "command line, "
+    return f"{source}:{line}, " if line else ""
+
+
+def _key(location: Sequence[str | int]) -> str:
+    """The dotted key of an error location, without the names pydantic gives to the arms of a union."""
+    parts: list[str] = []
+    models: list[type[BaseModel]] = [Config]
+    for part in location:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if fields:
+            models = _models(fields[0].annotation)
+        elif isinstance(part, str) and (part in _tags(models) or part.startswith(("(", "str", "dict["))):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _fields(location: Sequence[str | int]) -> list[str]:
+    """The keys known at `location`."""
+    models: list[type[BaseModel]] = [Config]
+    for part in location:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = _models(fields[0].annotation) if fields else [m for m in models if part in _tags([m])] or models
+    return [name for model in models for name in model.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arm in get_args(annotation) for model in _models(arm)]
+
+
+def _tags(models: Sequence[type[BaseModel]]) -> set[str]:
+    names = {model.__name__ for model in models}
+    return names | {name.lower() for name in names}
+
+
+def _remove(values: dict[str, Any], problem: Any) -> bool:
+    """Take the value at fault out of `values`; False where there is none to take."""
+    place: Any = values
+    *parents, last = _key(tuple(problem["loc"])).split(".")
+    for part in parents:
+        if isinstance(place, list):
+            return False
+        place = place.get(part) if isinstance(place, dict) else None
+    if isinstance(place, dict) and last in place:
+        del place[last]
+        return True
+    return False

@@ -1,0 +1,85 @@
+"""Loaders: batches of uint8 images and labels, in the order of the sampler."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distprune.data.sampler import Order, RankBatches, Token
+from distprune.data.sources import ImageData
+from distprune.data.transforms import Transforms
+
+Batch = tuple[Tensor, Tensor]
+"""Images (N x C x H x W, uint8 as a rule) and labels (int64, N)."""
+
+
+class _Samples(Dataset[Batch]):
+    def __init__(self, data: ImageData, transforms: Transforms) -> None:
+        self._data = data
+        self._transforms = transforms
+
+    def __getitems__(self, tokens: Sequence[Token]) -> Batch:
+        indices = [index for _, index in tokens]
+        return self._transforms(self._data.images.get(indices), tokens), self._data.labels[indices]
+
+
+def train_loader(
+    data: ImageData,
+    transforms: Transforms,
+    order: Order,
+    begin: int,
+    end: int,
+    rank: int,
+    world_size: int,
+    accumulate: int,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader[Batch]:
+    """This rank's micro-batches of the optimizer steps from `begin` to `end`, `accumulate` for each step."""
+    batches = RankBatches(order, begin, end, rank, world_size, accumulate)
+    return _loader(_Samples(data, transforms), batches, workers, pin_memory)
+
+
+def eval_loader(
+    data: ImageData, transforms: Transforms, batch_size: int, rank: int, world_size: int, workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """This rank's part of `data`, each sample on exactly one rank; parts may differ in size."""
+    mine = torch.arange(len(data)).tensor_split(world_size)[rank]
+    batches = [[(0, index) for index in part.tolist()] for part in torch.split(mine, batch_size) if len(part)]
+    return _loader(_Samples(data, transforms), batches, workers, pin_memory)
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images as float32 with zero mean and unit deviation per channel; uint8 is scaled to [0, 1] first.
+
+    Runs on the device that holds the images, so that a quarter of the bytes travel to it.
+    """
+    scaled = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    return scaled.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def _loader(samples: Dataset[Batch], batches: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_signals,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_signals(_: int) -> None:
+    """Stopping is the trainer's business; a worker that a signal ends would take the run with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,103 @@
+"""Data sets by source, checked before anything is trained on them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from distprune.config.schema import Data
+from distprune.data.storage import Store, open_store
+from distprune.errors import ConfigError
+
+DIGITS_TEST_IMAGES = 360
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """One split: images by index (uint8, C x H x W), labels (int64, 1-D), and the names of the classes."""
+
+    images: Store
+    labels: Tensor
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_images(config: Data, split: str) -> ImageData:
+    """Load and check `split` of the configured source.
+
+    Raises:
+        ConfigError: the source, the split or a column is not there, the split is empty, or a label is none.
+    """
+    table = _load(config, split)
+    for key, column in (("image_column", config.image_column), ("label_column", config.label_column)):
+        if column not in table.column_names:
+            near = difflib.get_close_matches(column, table.column_names, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"data.{key}: {split} has no column {column!r}; it has {', '.join(table.column_names)}"
+                + (f". Set data.{key}={near[0]}" if near else "")
+            )
+    if len(table) == 0:
+        raise ConfigError(f"data: split {split!r} of {config.path or config.source} is empty")
+    labels, classes = _labels(table, config.label_column, split)
+    return ImageData(open_store(table, config), labels, classes)
+
+
+def _load(config: Data, split: str) -> datasets.Dataset:
+    if config.source == "digits":
+        return _digits(split)
+    where: dict[str, Any]
+    if config.source == "hub":
+        where = {"path": config.path, "name": config.name}
+    else:
+        where = {"path": {"parquet": "parquet", "folder": "imagefolder"}[config.source], "data_dir": config.path}
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(**where, split=split)
+    except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"data: cannot load split {split!r} of {config.source} {config.path}: {reason}") from error
+
+
+def _digits(split: str) -> datasets.Dataset:
+    """scikit-learn's 1,797 digits (8 x 8, 16 grey levels), the same fifth of each class held out as test every time."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    grey = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    parts = train_test_split(grey, labels, test_size=DIGITS_TEST_IMAGES, random_state=0, stratify=labels)
+    columns = {"train": (parts[0], parts[2]), "test": (parts[1], parts[3])}
+    try:
+        instruction = datasets.ReadInstruction.from_spec(split)
+        (part,) = instruction.to_absolute({name: len(y) for name, (_, y) in columns.items()})
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"data: digits has no split {split!r}; it has train and test ({error})") from None
+    x, y = (column[part.from_ : part.to] for column in columns[part.splitname])
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=[str(digit) for digit in range(10)])
+    )
+    return datasets.Dataset.from_dict({"image": list(x), "label": y}, features=features)
+
+
+def _labels(table: datasets.Dataset, column: str, split: str) -> tuple[Tensor, list[str]]:
+    feature = table.features[column]
+    values = np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        raise ConfigError(f"data.label_column: {column!r} of {split} holds {feature}, not one class number per sample")
+    classes = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    count = len(classes) if classes is not None else int(values.max()) + 1
+    wrong = np.flatnonzero((values < 0) | (values >= count))
+    if len(wrong):
+        raise ConfigError(
+            f"data.label_column: {column!r} of {split} has {len(wrong)} labels outside 0 to {count - 1}, the first "
+            f"({values[wrong[0]]}) at sample {wrong[0]}; a split without labels cannot be used"
+        )
+    return torch.from_numpy(values.astype(np.int64)), classes or [str(label) for label in range(count)]

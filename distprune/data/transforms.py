@@ -1,0 +1,96 @@
+"""Image transforms by name, and augmentation that depends on seed, epoch and sample only."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from distprune.data.augment import BATCHED, BatchRandomCrop, BatchRandomHorizontalFlip
+from distprune.data.sampler import Token, mix
+from distprune.errors import ConfigError
+
+# Without a draw of their own, and alike for one image and a stack of them.
+DETERMINISTIC = (v2.CenterCrop, v2.Grayscale, v2.Identity, v2.Pad, v2.Resize, v2.RGB, v2.ToDtype)
+
+Drawing = BatchRandomCrop | BatchRandomHorizontalFlip
+
+
+class Transforms:
+    """A chain of torchvision v2 transforms for uint8 images.
+
+    What is drawn for a sample depends on (seed, epoch, index) and the place in the chain only, so a sample looks the
+    same on whatever rank and worker it is loaded. Up to the last transform that cannot do whole batches, images go
+    through the chain one by one; behind it all together.
+
+    Args:
+        steps: names or {name: arguments}, as in the configuration.
+        seed: seed of the run.
+        key: the configuration key, for messages.
+
+    Raises:
+        ConfigError: a name or an argument is unknown.
+    """
+
+    def __init__(self, steps: Sequence[str | dict[str, dict[str, Any]]], seed: int, key: str = "transforms") -> None:
+        self._chain = [_build(step, f"{key}.{i}") for i, step in enumerate(steps)]
+        self._seed = seed
+        self._singles = len(self._chain)
+        while self._singles and isinstance(self._chain[self._singles - 1], (*DETERMINISTIC, Drawing)):
+            self._singles -= 1
+
+    def __call__(self, images: list[Tensor], tokens: Sequence[Token]) -> Tensor:
+        """Transform and stack `images` (C x H x W each) into one batch, N x C x H x W."""
+        singles = self._singles if len({image.shape for image in images}) == 1 else len(self._chain)
+        state = torch.get_rng_state()
+        if singles:
+            alone = [self._run(0, singles, image[None], [token]) for image, token in zip(images, tokens, strict=True)]
+            batch = torch.cat(alone)
+        else:
+            batch = torch.stack(images)
+        batch = self._run(singles, len(self._chain), batch, tokens)
+        torch.set_rng_state(state)
+        return batch
+
+    def _run(self, begin: int, end: int, images: Tensor, tokens: Sequence[Token]) -> Tensor:
+        for place in range(begin, end):
+            transform = self._chain[place]
+            if isinstance(transform, DETERMINISTIC):
+                images = transform(images)
+                continue
+            draws = [mix(self._seed, *token, place) for token in tokens]
+            if isinstance(transform, Drawing):
+                images = transform(images, draws)
+            else:
+                # torch.manual_seed would also queue a seeding of every GPU, once per image.
+                torch.default_generator.manual_seed(draws[0])
+                images = transform(images)
+        return images
+
+
+def _build(step: str | dict[str, dict[str, Any]], key: str) -> nn.Module | Drawing:
+    if isinstance(step, dict) and len(step) != 1:
+        raise ConfigError(f"{key}: {step} names {len(step)} transforms; write one per list entry")
+    name, arguments = (step, {}) if isinstance(step, str) else next(iter(step.items()))
+    known = [n for n, c in vars(v2).items() if inspect.isclass(c) and issubclass(c, v2.Transform)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        raise ConfigError(
+            f"{key}: torchvision.transforms.v2 has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    try:
+        transform: nn.Module = getattr(v2, name)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {name} does not take {arguments}: {error}") from None
+    # Ours know these arguments, as whole numbers; torchvision's own does the rest.
+    batched = BATCHED.get(name)
+    if batched and arguments.keys() <= {f.name for f in fields(batched)}:
+        if all(isinstance(value, (int, float)) for value in arguments.values()):
+            return batched(**arguments)
+    return transform

@@ -1,0 +1,86 @@
+"""One registry: a name in the configuration, a model in memory."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from distprune.errors import ConfigError
+from distprune.models.cifar_resnet import resnet20, resnet32, resnet56
+from distprune.models.small import digits_cnn, lenet300
+
+Constructor = Callable[..., nn.Module]
+
+OURS: dict[str, Constructor] = {f.__name__: f for f in (digits_cnn, lenet300, resnet20, resnet32, resnet56)}
+
+
+def build_model(name: str, args: dict[str, Any], num_classes: int, key: str = "model") -> nn.Module:
+    """Make a model with fresh weights.
+
+    Args:
+        name: one of ours, `torchvision:NAME`, `timm:NAME`, or `package.module:function`.
+        args: keyword arguments for its constructor.
+        num_classes: passed as `num_classes` where the constructor takes it by name and `args` does not set it.
+        key: the configuration section, for messages.
+
+    Raises:
+        ConfigError: the name or an argument is unknown, or a package is missing.
+    """
+    constructor, takes_classes = _find(name, key)
+    if takes_classes:
+        args = {"num_classes": num_classes, **args}
+    try:
+        model = constructor(**args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{key}.args: {name} cannot be made with {args}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{key}.name: {name} returns a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _find(name: str, key: str) -> tuple[Constructor, bool]:
+    """The constructor, and whether it takes `num_classes`."""
+    library, colon, entry = name.partition(":")
+    if not colon:
+        if name not in OURS:
+            raise ConfigError(
+                f"{key}.name: no model {name!r}{_near(name, list(OURS))}; others are torchvision:NAME, "
+                "timm:NAME and package.module:function"
+            )
+        return OURS[name], True
+    if library == "torchvision":
+        from torchvision import models
+
+        names = models.list_models()
+        if entry not in names:
+            raise ConfigError(f"{key}.name: torchvision has no model {entry!r}{_near(entry, names)}")
+        return lambda **args: models.get_model(entry, weights=None, **args), True
+    if library == "timm":
+        try:
+            import timm
+        except ImportError:
+            raise ConfigError(f"{key}.name: {name} needs timm; pip install 'distprune[timm]'") from None
+        if not timm.is_model(entry):
+            raise ConfigError(f"{key}.name: timm has no model {entry!r}{_near(entry, timm.list_models())}")
+        return lambda **args: timm.create_model(entry, pretrained=False, **args), True
+    return _imported(library, entry, name, key)
+
+
+def _imported(module: str, entry: str, name: str, key: str) -> tuple[Constructor, bool]:
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{key}.name: cannot import {module!r} for {name}: {error}") from error
+    if not callable(constructor := getattr(found, entry, None)):
+        raise ConfigError(f"{key}.name: {module} has no function {entry!r}{_near(entry, dir(found))}")
+    return constructor, "num_classes" in inspect.signature(constructor).parameters
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}" if len(known) < 20 else ""

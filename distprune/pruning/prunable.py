@@ -1,0 +1,185 @@
+"""Which tensors of a model are pruned, and where their elements lie among all prunable weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+PRUNABLE_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+POSITION_WORDS = ("first", "last")
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """All elements in memory order as a 1-D view, whatever the memory format (channels_last, transposed)."""
+    tensor = tensor.detach()
+    by_stride = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.permute(by_stride).view(-1)
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """One prunable tensor and its place among all.
+
+    The global index of an element is `offset` plus its row-major position in the tensor; offsets follow
+    `named_parameters()`.
+    """
+
+    name: str
+    weight: nn.Parameter
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        return self.weight.numel()
+
+    @property
+    def end(self) -> int:
+        """The global index just behind the last element."""
+        return self.offset + self.numel
+
+    def indices(self, start: int, stop: int) -> Tensor:
+        """Global indices (int64, 1-D) of the elements at `start` to `stop` in memory order."""
+        rest = torch.arange(start, stop, device=self.weight.device)
+        if self.weight.is_contiguous():
+            return rest.add_(self.offset)
+        shape, stride = self.weight.shape, self.weight.stride()
+        row_major = torch.empty(shape, device="meta").stride()
+        index = torch.full_like(rest, self.offset)
+        for dim in sorted(range(len(shape)), key=stride.__getitem__):
+            index += rest % shape[dim] * row_major[dim]
+            rest = rest // shape[dim]
+        return index
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is pruned, and which tensors of a prunable kind are not, with the reason (name -> reason)."""
+
+    tensors: tuple[Prunable, ...]
+    left_out: dict[str, str]
+
+    @property
+    def numel(self) -> int:
+        """The number of prunable weights."""
+        return sum(t.numel for t in self.tensors)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside `DistributedDataParallel` and `torch.compile`."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def find_prunable(
+    model: nn.Module,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+) -> Selection:
+    """Choose the tensors to prune.
+
+    By default these are the weights of convolutions, linear layers and attention projections; a tensor that
+    several modules share counts once. Frozen tensors are left out and named.
+
+    Args:
+        model: the model, wrapped or not; names are those of the unwrapped model.
+        include: if given, only tensors that match one of these are pruned, of whatever kind. A pattern is a glob
+            over parameter names (`layer1.*.weight`) or module names (`fc`), or `first` or `last`: the first or
+            last tensor that is prunable by default.
+        exclude: patterns of tensors to leave dense.
+        embeddings: prune embedding tables, and weights tied to one, by default too.
+
+    Raises:
+        ValueError: a pattern matches nothing (with the nearest name), nothing is left to prune, or a tensor is
+            of a kind that cannot be pruned.
+    """
+    model = unwrap(model)
+    parameters = dict(model.named_parameters())
+    default, left_out = _prunable_by_default(model, embeddings)
+    chosen = [n for n in parameters if n in _matching(include, parameters, default)] if include else list(default)
+    excluded = _matching(exclude, parameters, default)
+    tensors: list[Prunable] = []
+    offset = 0
+    for name in chosen:
+        weight = parameters[name]
+        if name in excluded:
+            left_out[name] = "excluded"
+        elif not weight.requires_grad:
+            left_out[name] = "frozen (requires_grad is False)"
+        else:
+            _check_kind(name, weight)
+            tensors.append(Prunable(name, weight, offset))
+            offset += weight.numel()
+    if not tensors:
+        reasons = "; ".join(f"{n}: {r}" for n, r in left_out.items()) or "it has no conv or linear weight"
+        raise ValueError(f"nothing to prune in {type(model).__name__}: {reasons}")
+    included = {t.name for t in tensors}
+    return Selection(tuple(tensors), {n: r for n, r in left_out.items() if n not in included})
+
+
+def _prunable_by_default(model: nn.Module, embeddings: bool) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+    """Tensors by name in the order of `named_parameters()`, and those left out because of embeddings."""
+    weights: set[int] = set()
+    tables: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            weights.add(id(module.weight))
+        elif isinstance(module, nn.MultiheadAttention):
+            names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+            weights.update(id(w) for n in names if (w := getattr(module, n)) is not None)
+        elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            tables.add(id(module.weight))
+    default: dict[str, nn.Parameter] = {}
+    left_out: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in tables and not embeddings:
+            left_out[name] = "an embedding (embeddings=True prunes it)"
+        elif id(parameter) in weights | tables:
+            default[name] = parameter
+    return default, left_out
+
+
+def _matching(patterns: Sequence[str], parameters: Iterable[str], default: Iterable[str]) -> set[str]:
+    if isinstance(patterns, str):
+        raise ValueError(f"patterns must be a list, got the text {patterns!r}; write [{patterns!r}]")
+    ordered = list(default)
+    modules = {n: n.rpartition(".")[0] for n in parameters}
+    matched: set[str] = set()
+    for pattern in patterns:
+        if pattern in POSITION_WORDS:
+            hits = set(ordered[:1] if pattern == "first" else ordered[-1:])
+        else:
+            hits = {n for n, m in modules.items() if fnmatchcase(n, pattern) or (m and fnmatchcase(m, pattern))}
+        if not hits:
+            known = [*modules, *modules.values(), *POSITION_WORDS]
+            near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.3)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"pattern {pattern!r} matches no parameter{hint}")
+        matched |= hits
+    return matched
+
+
+def _check_kind(name: str, weight: nn.Parameter) -> None:
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"{name} has no shape yet: run the lazy model once before pruning it")
+    if isinstance(weight, DTensor):
+        raise ValueError(f"{name} is sharded (a DTensor); only replicated parameters can be pruned so far")
+    if weight.dtype not in PRUNABLE_DTYPES:
+        kinds = ", ".join(sorted(str(d).removeprefix("torch.") for d in PRUNABLE_DTYPES))
+        raise ValueError(f"{name} has dtype {weight.dtype}; prunable are {kinds}. Exclude it to leave it dense")
+    try:
+        flat(weight)
+    except RuntimeError:
+        raise ValueError(f"{name} is a strided view with gaps or overlaps; make it contiguous first") from None

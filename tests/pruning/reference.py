@@ -1,0 +1,38 @@
+"""What selection has to give, the slow way; and the small parts that several tests share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+def prune_by_sort(weights: Sequence[Tensor], masks: Sequence[Tensor], k: int) -> list[list[bool]]:
+    """Which weights stay, row-major per tensor, when `k` are pruned, those that `masks` prune among them."""
+    scores = [abs(x) for w in weights for x in w.detach().double().flatten().tolist()]
+    keep = [x for m in masks for x in m.flatten().tolist()]
+    from_the_end = sorted(range(len(scores)), reverse=True)
+    for i in sorted(from_the_end, key=lambda i: (keep[i], scores[i]))[:k]:
+        keep[i] = False
+    flags = iter(keep)
+    return [[next(flags) for _ in range(w.numel())] for w in weights]
+
+
+class Bag(nn.Module):
+    """A model that is nothing but its weights, named `tensors.0`, `tensors.1`, ...; prune it with include=["*"]."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.tensors = nn.ParameterList(nn.Parameter(t) for t in tensors)
+
+
+@dataclass
+class Levels:
+    """A schedule of our own: `levels[step]` after `step` steps, the last one for ever, an update at each step."""
+
+    levels: Sequence[float]
+
+    def sparsity(self, step: int) -> float:
+        return self.levels[min(step, len(self.levels) - 1)]
+
+    def is_update(self, step: int) -> bool:
+        return True
