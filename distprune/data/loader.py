@@ -33,15 +33,14 @@ def train_loader(
     transforms: Transforms,
     order: Order,
     begin: int,
-    end: int,
     rank: int,
     world_size: int,
     accumulate: int,
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[Batch]:
-    """This rank's micro-batches of the optimizer steps from `begin` to `end`, `accumulate` for each step."""
-    batches = RankBatches(order, begin, end, rank, world_size, accumulate)
+    """This rank's micro-batches of the optimizer steps from `begin` on, without end, `accumulate` for each step."""
+    batches = RankBatches(order, begin, rank, world_size, accumulate)
     return _loader(_Samples(data, transforms), batches, workers, pin_memory)
 
 

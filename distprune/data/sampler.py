@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -56,23 +57,20 @@ class Order:
 
 
 class RankBatches(Sampler[list[Token]]):
-    """One rank's micro-batches from step `begin` to `end`, `accumulate` of them for each step.
+    """One rank's micro-batches from step `begin` on, without end, `accumulate` of them for each step.
 
     All ranks' micro-batches of a step together are the step's batch, whatever their number; where the batch does
     not divide, some hold one sample more than others.
     """
 
-    def __init__(self, order: Order, begin: int, end: int, rank: int, world_size: int, accumulate: int) -> None:
+    def __init__(self, order: Order, begin: int, rank: int, world_size: int, accumulate: int) -> None:
         self._order = order
-        self._steps = range(begin, end)
+        self._begin = begin
         self._parts = world_size * accumulate
         self._mine = range(rank * accumulate, (rank + 1) * accumulate)
 
-    def __len__(self) -> int:
-        return len(self._steps) * len(self._mine)
-
     def __iter__(self) -> Iterator[list[Token]]:
-        for step in self._steps:
+        for step in count(self._begin):
             epoch, indices = self._order.batch(step)
             parts = indices.tensor_split(self._parts)
             for part in self._mine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -18,16 +18,26 @@ from distprune.errors import ConfigError
 DIGITS_TEST_IMAGES = 360
 
 
-@dataclass(frozen=True)
 class ImageData:
-    """One split: images by index (uint8, C x H x W), labels (int64, 1-D), and the names of the classes."""
+    """One split: labels (int64, 1-D), the names of the classes, and images, decoded when first asked for."""
 
-    images: Store
-    labels: Tensor
-    classes: list[str]
+    def __init__(self, table: datasets.Dataset, labels: Tensor, classes: list[str], config: Data) -> None:
+        self.labels = labels
+        self.classes = classes
+        self._table = table
+        self._config = config
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def images(self) -> Store:
+        """Images by index (uint8, C x H x W).
+
+        Raises:
+            ConfigError: see `open_store`.
+        """
+        return open_store(self._table, self._config)
 
 
 def load_images(config: Data, split: str) -> ImageData:
@@ -47,7 +57,7 @@ def load_images(config: Data, split: str) -> ImageData:
     if len(table) == 0:
         raise ConfigError(f"data: split {split!r} of {config.path or config.source} is empty")
     labels, classes = _labels(table, config.label_column, split)
-    return ImageData(open_store(table, config), labels, classes)
+    return ImageData(table, labels, classes, config)
 
 
 def _load(config: Data, split: str) -> datasets.Dataset:

@@ -47,7 +47,7 @@ def load_weights(model: nn.Module, path: str, key: str = "model.weights") -> Non
 def _read(path: Path, key: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = "no such file" if not path.exists() else str(error).splitlines()[0]
@@ -57,7 +57,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
             content = content[envelope]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"{key}: {path} holds no state_dict (tensors by name)")
-    return content
+    return dict(content)
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,9 +20,9 @@ class Ranks:
         self.rank = 0 if self._alone else dist.get_rank(group)
         self.world_size = 1 if self._alone else dist.get_world_size(group)
 
-    def sum(self, counts: Tensor) -> Tensor:
-        """Add up integer `counts` of equal shape over all ranks, in place; one collective, none for one rank."""
-        return self._reduce(counts, dist.ReduceOp.SUM)
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up `values` over all ranks, in place; one collective, none for one rank."""
+        return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, values: Tensor) -> Tensor:
         """The elementwise maximum of `values` over all ranks, in place; one collective, none for one rank."""

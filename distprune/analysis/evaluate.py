@@ -1,0 +1,55 @@
+"""`distprune evaluate`: accuracy counted again from saved weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from distprune.config import Config, load_config
+from distprune.errors import ConfigError
+from distprune.training.evaluation import evaluate
+from distprune.training.run_folder import RunFolder
+from distprune.training.setup import Images, check_fit, make_accelerator, make_model, place
+
+
+def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
+    """Evaluate a run folder's model, or the initial weights of a configuration; print one JSON object.
+
+    Raises:
+        ConfigError: the target is neither, or what it names is missing.
+    """
+    config = _config_of(target, overrides)
+    accelerator = make_accelerator(config)
+    held_out = Images(config, config.data.eval_split, accelerator)
+    model = place(make_model(config, len(held_out.data.classes)), config, accelerator.device)
+    batches = held_out.eval_batches()
+    check_fit(model, batches(), len(held_out.data.classes), accelerator)
+    result = evaluate(model, batches(), accelerator.autocast, accelerator.device)
+    weights = sum(p.numel() for p in model.parameters())
+    nonzero = sum(int((p != 0).sum()) for p in model.parameters())
+    figures = {
+        "eval/top1": result.top1,
+        "eval/loss": result.loss,
+        "eval/samples": result.samples,
+        "params/total": weights,
+        "params/nonzero": nonzero,
+        "weights": config.model.weights,
+    }
+    print(json.dumps(figures))
+
+
+def _config_of(target: str, overrides: Sequence[str]) -> Config:
+    if not Path(target).is_dir():
+        config = load_config(target, overrides)
+        if config.model.weights is None:
+            raise ConfigError("model.weights: nothing to evaluate; name trained weights, or give a run folder")
+        return config
+    folder = RunFolder(target)
+    if not folder.config.exists():
+        raise ConfigError(f"{target} is no run folder: it has no config.yaml")
+    if not folder.model.exists():
+        state = (folder.status() or {}).get("state", "unknown")
+        raise ConfigError(f"{target} has no model.safetensors yet (its run is {state}); run it to its end first")
+    config = load_config(folder.config, overrides)
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": str(folder.model)})})

@@ -1,0 +1,126 @@
+"""`distprune plan`: what a run would do, before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.optim import SGD
+
+from distprune.config import Config, dump_config, load_config
+from distprune.data import load_images
+from distprune.data.transforms import Transforms
+from distprune.pruning import CubicSchedule, LayerSparsity, Pruner
+from distprune.training.phases import Timetable, make_timetable
+from distprune.training.setup import load_teacher, make_model, make_optimizer, make_order, make_pruner
+
+FEW_WEIGHTS = 10
+SHOWN_UPDATES = 8
+
+
+def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
+    """Print the resolved configuration, the steps, the schedule, the sparsity of each layer, and warnings.
+
+    Raises:
+        ConfigError: what would stop the run before its first step.
+    """
+    config = load_config(path, overrides)
+    train = load_images(config.data, config.data.train_split)
+    held_out = load_images(config.data, config.data.eval_split)
+    Transforms(config.data.train_transforms, config.run.seed, "data.train_transforms")
+    Transforms(config.data.eval_transforms, config.run.seed, "data.eval_transforms")
+    order = make_order(config, len(train), world_size=1)
+    timetable = make_timetable(config, order.steps_per_epoch)
+    model = make_model(config, len(train.classes))
+    load_teacher(config, len(train.classes))
+    pruner = make_pruner(model, make_optimizer(model, config), timetable, config)
+    layers = _pruned_at_once(model, config)
+
+    console = Console(highlight=False)
+    console.print(dump_config(config), markup=False)
+    console.print(f"{len(train):,} training and {len(held_out):,} evaluation images, {len(train.classes)} classes")
+    console.print(_phase_table(timetable, order.steps_per_epoch))
+    if config.prune.sparsity > 0:
+        console.print(_schedule_table(timetable, pruner.weights))
+        console.print(_layer_table(layers, config))
+    for name, reason in pruner.left_out.items():
+        console.print(f"left dense: {name}, {reason}", markup=False)
+    for warning in (*timetable.warnings, *_doubts(config, layers, timetable)):
+        console.print(f"warning: {warning}", markup=False, style="yellow")
+
+
+def _pruned_at_once(model: nn.Module, config: Config) -> dict[str, LayerSparsity]:
+    """What the global threshold would leave of the starting weights."""
+    prune = config.prune
+    at_once = CubicSchedule(prune.sparsity, begin=0, end=0)
+    pruner = Pruner(
+        model,
+        SGD(model.parameters()),
+        at_once,
+        include=prune.include,
+        exclude=prune.exclude,
+        embeddings=prune.embeddings,
+    )
+    pruner.step()
+    return pruner.layers()
+
+
+def _phase_table(timetable: Timetable, steps_per_epoch: int) -> Table:
+    table = Table(title=f"Phases, {steps_per_epoch:,} steps an epoch", title_justify="left")
+    for column in ("phase", "first step", "last step", "epochs", "learning rate"):
+        table.add_column(column, justify="left" if column in ("phase", "learning rate") else "right")
+    for span in timetable.spans:
+        epochs = (span.end - span.begin) / steps_per_epoch
+        rate = f"{span.lr(span.begin):g} to {span.lr(span.end - 1):.3g}, {span.phase.schedule}"
+        table.add_row(span.name, f"{span.begin + 1:,}", f"{span.end:,}", f"{epochs:.1f}", rate)
+    return table
+
+
+def _schedule_table(timetable: Timetable, weights: int) -> Table:
+    schedule = timetable.schedule
+    updates = [step for step in range(schedule.begin, schedule.end + 1) if schedule.is_update(step)]
+    table = Table(title=f"Sparsity, {len(updates):,} updates", title_justify="left")
+    for column in ("after step", "sparsity", "zeros"):
+        table.add_column(column, justify="right")
+    stride = max(1, (len(updates) - 1) // (SHOWN_UPDATES - 1))
+    for step in sorted({*updates[::stride], updates[-1]}):
+        sparsity = schedule.sparsity(step)
+        table.add_row(f"{step:,}", f"{sparsity:.6f}", f"{round(sparsity * weights):,} of {weights:,}")
+    return table
+
+
+def _layer_table(layers: dict[str, LayerSparsity], config: Config) -> Table:
+    origin = "trained" if config.model.weights else "freshly drawn"
+    table = Table(title=f"Layers, if the {origin} weights were pruned at once", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for column in ("shape", "weights", "left", "sparsity"):
+        table.add_column(column, justify="right")
+    for name, layer in layers.items():
+        weights = _numel(layer)
+        shape = " x ".join(map(str, layer.shape))
+        table.add_row(name, shape, f"{weights:,}", f"{weights - layer.zeros:,}", f"{layer.sparsity:.4f}")
+    return table
+
+
+def _doubts(config: Config, layers: dict[str, LayerSparsity], timetable: Timetable) -> Iterator[str]:
+    """What is probably not meant."""
+    if config.model.weights is None and timetable.spans[0].name != "dense":
+        yield "an untrained model is pruned: name trained model.weights, or give phases.dense a length"
+    for name, layer in layers.items():
+        weights = _numel(layer)
+        if weights and layer.zeros == weights:
+            yield f"{name}: nothing would be left of its {weights:,} weights; exclude it, or lower prune.sparsity"
+        elif (left := weights * (1 - config.prune.sparsity)) < FEW_WEIGHTS:
+            yield (
+                f"{name}: prune.sparsity {config.prune.sparsity} leaves about {left:.0f} of its {weights} weights; "
+                "prune.exclude keeps it dense"
+            )
+
+
+def _numel(layer: LayerSparsity) -> int:
+    weights = 1
+    for size in layer.shape:
+        weights *= size
+    return weights

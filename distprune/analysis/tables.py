@@ -1,0 +1,56 @@
+"""Figures as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Print what a person wants to know at the end of a run: accuracy, sparsity by layer, what to do next."""
+    console = Console(highlight=False, soft_wrap=False)
+    layers = Table(title="Pruned layers", title_justify="left")
+    for column, justify in (
+        ("layer", "left"),
+        ("shape", "left"),
+        ("zeros", "right"),
+        ("weights", "right"),
+        ("sparsity", "right"),
+    ):
+        layers.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name, layer in summary["prune/layers"].items():
+        weights = 1
+        for size in layer["shape"]:
+            weights *= size
+        layers.add_row(name, _shape(layer["shape"]), f"{layer['zeros']:,}", f"{weights:,}", f"{layer['sparsity']:.4f}")
+    console.print(layers)
+    figures = Table.grid(padding=(0, 2))
+    drop = summary["eval/top1_drop"]
+    for label, value in (
+        ("dense accuracy", f"{summary['dense/top1']:.2f} %"),
+        ("final accuracy", f"{summary['eval/top1']:.2f} %  ({'-' if drop > 0 else '+'}{abs(drop):.2f} points)"),
+        (
+            "sparsity",
+            f"{summary['prune/sparsity']:.6f}  ({summary['prune/zeros']:,} of {summary['prune/weights']:,} are zero)",
+        ),
+        ("parameters left", f"{summary['params/nonzero']:,} of {summary['params/total']:,}"),
+        ("took", f"{summary['steps']:,} steps in {summary['wall_s']:.0f} s on {_ranks(summary['world_size'])}"),
+        ("run folder", str(folder)),
+    ):
+        figures.add_row(label, value)
+    console.print(figures)
+    console.print("\nNext:", highlight=False)
+    console.print(f"  distprune evaluate {folder}", soft_wrap=True, markup=False)
+    console.print(f"  the weights, zeros in place, are {folder / 'model.safetensors'}", soft_wrap=True, markup=False)
+
+
+def _shape(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _ranks(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"

@@ -1,0 +1,27 @@
+"""Log files, one per rank; warnings of rank 0 also reach the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+logger = logging.getLogger("distprune")
+
+
+def log_to_file(folder: Path, rank: int) -> None:
+    """Write everything this rank logs to `folder`/rank-NNNNN.log, each line with its rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    form = logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s")
+    file = logging.FileHandler(folder / f"rank-{rank:05d}.log", mode="w", encoding="utf-8")
+    file.setFormatter(form)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(file)
+    logger.propagate = False
+    if rank == 0:
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.setLevel(logging.WARNING)
+        terminal.setFormatter(logging.Formatter("distprune: %(message)s"))
+        logger.addHandler(terminal)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(file)

@@ -1,0 +1,61 @@
+"""What a tracker is, several as one, and the plainest: a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+Row = Mapping[str, float]
+"""Figures of one step by metric name; always holds trainer/step."""
+
+
+class Tracker(Protocol):
+    """Takes the figures of a run. Lives on global rank 0."""
+
+    def log(self, row: Row) -> None:
+        """Take the figures of one step."""
+        ...
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Close; `summary` is that of a run that is done, None of one that failed."""
+        ...
+
+
+class Trackers:
+    """Several trackers as one; none on ranks above 0, so that no caller asks which rank it is on."""
+
+    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
+        self._trackers = list(trackers)
+
+    def add(self, tracker: Tracker) -> None:
+        """Let `tracker` take figures from now on."""
+        self._trackers.append(tracker)
+
+    def log(self, row: Row) -> None:
+        """Hand `row` to every tracker."""
+        for tracker in self._trackers:
+            tracker.log(row)
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Close every tracker."""
+        for tracker in self._trackers:
+            tracker.finish(summary)
+        self._trackers.clear()
+
+
+class JsonLines:
+    """One JSON object per logged step, flushed as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, row: Row) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(dict(row)) + "\n")
+        self._file.flush()
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,145 @@
+"""The main job: `accelerate launch -m distprune.train CONFIG.yaml [section.key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from distprune.analysis.tables import print_summary
+from distprune.config import dump_config, load_config
+from distprune.errors import ConfigError
+from distprune.pruning import MaskMismatchError, NonFiniteError
+from distprune.tracking import JsonLines, Progress
+from distprune.tracking.logs import log_to_file, logger
+from distprune.training.results import summarize, versions, write_tensors
+from distprune.training.run_folder import RunFolder
+from distprune.training.setup import Job, make_job
+from distprune.training.trainer import DivergedError
+
+EXPECTED = (NonFiniteError, MaskMismatchError, DivergedError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, build, fit, close. Returns the exit code: 0 done, 1 failed, 2 the configuration is wrong."""
+    parser = argparse.ArgumentParser(prog="distprune.train", description="Prune a model while it trains.")
+    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
+    words = parser.parse_args(argv)
+    try:
+        config = load_config(words.config, words.overrides)
+        assert config.run.dir is not None
+        folder = RunFolder(config.run.dir)
+        if folder.is_done():
+            if _rank() == 0:
+                print(
+                    f"{folder.path} is done; `distprune evaluate {folder.path}` counts its accuracy again. "
+                    "Choose another run.dir for a new run."
+                )
+            return 0
+        job = make_job(config)
+        if job.accelerator.is_main_process:
+            folder.claim()
+    except ConfigError as error:
+        report(error)
+        return 2
+    try:
+        return _run(job, folder)
+    finally:
+        folder.release()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def report(error: ConfigError) -> None:
+    """Print what is wrong, once for all ranks."""
+    if _rank() > 0:
+        # Rank 0 has most likely met the same and the launcher is ending us. If not, this fault is ours alone.
+        time.sleep(3)
+    who = f"rank {_rank()}: " if _rank() > 0 else ""
+    print(f"distprune: {who}{error}", file=sys.stderr)
+
+
+def _run(job: Job, folder: RunFolder) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main_process, steps = job.accelerator.is_main_process, job.timetable.steps
+    began = time.perf_counter()
+    try:
+        job.accelerator.wait_for_everyone()
+        log_to_file(folder.logs, job.accelerator.process_index)
+        if main_process:
+            _open(job, folder)
+        final = job.trainer.fit()
+        trainer = job.trainer
+        summary = summarize(
+            job.model,
+            job.pruner,
+            trainer.dense or final,
+            final,
+            {
+                "steps": steps,
+                "world_size": job.accelerator.num_processes,
+                "wall_s": time.perf_counter() - began,
+                "train_samples_per_s": steps * trainer.batch_size / trainer.train_seconds,
+                "seed": job.config.run.seed,
+            },
+        )
+        if main_process:
+            write_tensors(folder, job.model, job.pruner)
+            folder.write_json("summary.json", summary)
+            job.trackers.finish(summary)
+            folder.write_status("done", trainer.step, steps)
+            print_summary(summary, folder.path)
+        return 0
+    except BaseException as error:
+        _close_failed(job, folder, error)
+        return 1
+
+
+def _open(job: Job, folder: RunFolder) -> None:
+    """Write what is known at the start, and let trackers take figures."""
+    folder.write_text(folder.config.name, dump_config(job.config))
+    folder.write_status("running", 0, job.timetable.steps)
+    progress = Progress(job.timetable.steps)
+    job.trackers.add(JsonLines(folder.metrics))
+    job.trackers.add(progress)
+    if job.config.tracking.wandb.mode != "disabled":
+        from distprune.tracking.wandb import WandbTracker
+
+        context = {"world_size": job.accelerator.num_processes, "versions": versions()}
+        job.trackers.add(WandbTracker(job.config.tracking.wandb, folder.path, {**job.config.model_dump(), **context}))
+    device = torch.cuda.get_device_name() if job.accelerator.device.type == "cuda" else job.accelerator.device.type
+    progress.say(
+        f"{job.config.model.name}: {job.pruner.weights:,} weights, to sparsity {job.config.prune.sparsity:g} in "
+        f"{job.timetable.steps:,} steps on {job.accelerator.num_processes} x {device}; run folder {folder.path}"
+    )
+    for warning in job.timetable.warnings:
+        logger.warning(warning)
+
+
+def _close_failed(job: Job, folder: RunFolder, error: BaseException) -> None:
+    """Say which rank failed and why, in status.json, the log and on the terminal."""
+    rank, step = job.accelerator.process_index, job.trainer.step
+    interrupted = isinstance(error, KeyboardInterrupt)
+    reason = "stopped by a signal" if interrupted else f"{type(error).__name__}: {error}"
+    text = f"rank {rank} at step {step}: {reason}"
+    logger.error(text, exc_info=not (interrupted or isinstance(error, EXPECTED)))
+    if (folder.status() or {}).get("state") == "running":
+        folder.write_status("failed", step, job.timetable.steps, text)
+    if rank > 0:
+        print(f"distprune: {text}", file=sys.stderr)
+    job.trackers.finish(None)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The last word of a run: weights, masks and a summary of counted figures."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import Tensor, nn
+
+from distprune import __version__
+from distprune.pruning import Pruner
+from distprune.training.evaluation import EvalResult
+from distprune.training.run_folder import RunFolder, plain_state_dict
+
+PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "wandb")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter to a result."""
+    found = {"distprune": __version__, "python": platform.python_version(), "platform": sys.platform}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def write_tensors(folder: RunFolder, model: nn.Module, pruner: Pruner) -> None:
+    """Write model.safetensors (zeros in place, keys of the plain model) and masks.safetensors (packed bits)."""
+    shapes = {name: " ".join(map(str, mask.shape)) for name, mask in pruner.masks.items()}
+    folder.write_tensors(folder.masks.name, pruner.state_dict()["masks"], shapes)
+    folder.write_tensors(folder.model.name, plain_state_dict(model), {"format": "pt"})
+
+
+def summarize(
+    model: nn.Module, pruner: Pruner, dense: EvalResult, final: EvalResult, context: dict[str, Any]
+) -> dict[str, Any]:
+    """The summary of a run, zeros counted in the weights themselves.
+
+    Args:
+        model: the pruned model.
+        pruner: holds its masks.
+        dense, final: evaluations before pruning and at the end.
+        context: steps, world_size, wall_s, train_samples_per_s, seed.
+    """
+    layers: dict[str, dict[str, Any]] = {}
+    for tensor in pruner.tensors:
+        zeros = _zeros(tensor.weight)
+        sparsity = zeros / tensor.numel if tensor.numel else 0.0
+        layers[tensor.name] = {"shape": list(tensor.weight.shape), "zeros": zeros, "sparsity": sparsity}
+    zeros = sum(layer["zeros"] for layer in layers.values())
+    total = sum(p.numel() for p in model.parameters())
+    return {
+        "dense/top1": dense.top1,
+        "eval/top1": final.top1,
+        "eval/loss": final.loss,
+        "eval/top1_drop": dense.top1 - final.top1,
+        "prune/target_sparsity": pruner.schedule.sparsity(pruner.steps_done),
+        "prune/sparsity": zeros / pruner.weights,
+        "prune/zeros": zeros,
+        "prune/weights": pruner.weights,
+        "prune/layers": layers,
+        "params/total": total,
+        "params/nonzero": total - sum(_zeros(p) for p in model.parameters()),
+        "mask_digest": pruner.mask_digest,
+        **context,
+        "versions": versions(),
+    }
+
+
+def _zeros(tensor: Tensor) -> int:
+    return int((tensor == 0).sum())

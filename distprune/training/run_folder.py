@@ -1,0 +1,134 @@
+"""The run folder: what lies where, who may write, and what state the run is in."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distprune.errors import ConfigError
+
+State = Literal["running", "done", "preempted", "failed"]
+OF_ONE_START = ("metrics.jsonl", "wandb_id")
+
+
+class RunFolder:
+    """A folder that holds one run. Files are written under a temporary name and moved into place."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self._lock: FileLock | None = None
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def model(self) -> Path:
+        """The final weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def masks(self) -> Path:
+        """The final masks, packed."""
+        return self.path / "masks.safetensors"
+
+    @property
+    def logs(self) -> Path:
+        """A log file per rank."""
+        return self.path / "logs"
+
+    def status(self) -> dict[str, Any] | None:
+        """state, step, steps and error of the run, or None where there is none yet."""
+        return self._read_json("status.json")
+
+    def summary(self) -> dict[str, Any] | None:
+        """The last word of a run that is done."""
+        return self._read_json("summary.json")
+
+    def is_done(self) -> bool:
+        """Whether the run ended well."""
+        return (self.status() or {}).get("state") == "done"
+
+    def claim(self) -> None:
+        """Make the folder ready for one process to write, until that ends. Clears what a failed start left.
+
+        Raises:
+            ConfigError: another process trains here, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"run.dir: another process trains in {self.path}; wait for it, or choose another run.dir"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"run.dir: cannot write to {self.path}: {error.strerror}") from None
+        for name in OF_ONE_START:
+            (self.path / name).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Let others write to the folder again."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def write_status(self, state: State, step: int, steps: int, error: str | None = None) -> None:
+        """Say what state the run is in."""
+        self.write_json("status.json", {"state": state, "step": step, "steps": steps, "error": error})
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write `content` as a JSON file."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        partial = self._partial(name)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write a safetensors file."""
+        partial = self._partial(name)
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
+        partial.chmod(0o666 & ~_umask())
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)
+
+    def _partial(self, name: str) -> Path:
+        return self.path / f".{name}.{os.getpid()}.partial"
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return None
+        return content if isinstance(content, dict) else None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def plain_state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The model's state_dict with every tensor on its own memory, as safetensors wants it; tied ones are repeated."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
