@@ -1,0 +1,22 @@
+"""A small job, and what is read from its folder."""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "configs" / "digits.yaml"
+SHORT = (
+    "phases.dense.epochs=3",
+    "phases.prune.epochs=3",
+    "phases.finetune.epochs=1",
+    "run.log_every=10",
+    "tracking.wandb.mode=disabled",
+)
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_rows(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
