@@ -73,7 +73,7 @@ def _phase_table(timetable: Timetable, steps_per_epoch: int) -> Table:
         table.add_column(column, justify="left" if column in ("phase", "learning rate") else "right")
     for span in timetable.spans:
         epochs = (span.end - span.begin) / steps_per_epoch
-        rate = f"{span.lr(span.begin):g} to {span.lr(span.end - 1):.3g}, {span.phase.schedule}"
+        rate = f"{span.phase.schedule}, {span.lr(span.begin):.3g} to {span.lr(span.end - 1):.3g}"
         table.add_row(span.name, f"{span.begin + 1:,}", f"{span.end:,}", f"{epochs:.1f}", rate)
     return table
 
@@ -106,11 +106,12 @@ def _layer_table(layers: dict[str, LayerSparsity], config: Config) -> Table:
 
 def _doubts(config: Config, layers: dict[str, LayerSparsity], timetable: Timetable) -> Iterator[str]:
     """What is probably not meant."""
-    if config.model.weights is None and timetable.spans[0].name != "dense":
+    trained = config.model.weights is not None
+    if not trained and timetable.spans[0].name != "dense":
         yield "an untrained model is pruned: name trained model.weights, or give phases.dense a length"
     for name, layer in layers.items():
         weights = _numel(layer)
-        if weights and layer.zeros == weights:
+        if trained and weights and layer.zeros == weights:
             yield f"{name}: nothing would be left of its {weights:,} weights; exclude it, or lower prune.sparsity"
         elif (left := weights * (1 - config.prune.sparsity)) < FEW_WEIGHTS:
             yield (

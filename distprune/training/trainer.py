@@ -137,16 +137,16 @@ class Trainer:
             task = self.task_for(span)
             self._clock = time.perf_counter()
             while self.step < span.end:
-                if self._train_step(task, span.lr(self.step)):
+                if self._train_step(task, span):
                     self.step += 1
                     result = self._after_step(span, self.pruner.step())
         assert result is not None
         return result
 
-    def _train_step(self, task: Task, lr: float) -> bool:
+    def _train_step(self, task: Task, span: Span) -> bool:
         """One optimizer step over the global batch; False where the gradient scaler skipped it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = span.lr(self.step)
         for micro in range(self.accumulate):
             images, labels = next(self.batches)
             last = micro + 1 == self.accumulate
@@ -156,7 +156,7 @@ class Trainer:
                 share = len(labels) * self.accelerator.num_processes / self.batch_size
                 self.accelerator.backward(output.loss * share)
             self._meter.add(output.figures, len(labels))
-        if self.clip_norm is not None or self._is_due(self.log_every, self.step + 1):
+        if self.clip_norm is not None or _is_due(self.log_every, self.step + 1, span):
             self.pruner.mask_gradients()
             limit = math.inf if self.clip_norm is None else self.clip_norm
             self._meter.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
@@ -169,9 +169,9 @@ class Trainer:
         row: dict[str, float] = {}
         if report is not None:
             row |= self._prune_figures(report)
-        if self._is_due(self.log_every, self.step):
+        if _is_due(self.log_every, self.step, span):
             row |= self._train_figures(span)
-        if self.step == span.end or (self.eval_every is not None and self._is_due(self.eval_every, self.step)):
+        if _is_due(self.eval_every, self.step, span):
             return self._evaluate(row)
         if row:
             self._log(row)
@@ -222,5 +222,7 @@ class Trainer:
         self.train_seconds += now - self._clock
         self._clock = now
 
-    def _is_due(self, every: int, step: int) -> bool:
-        return step % every == 0 or step == self.timetable.steps
+
+def _is_due(every: int | None, step: int, span: Span) -> bool:
+    """Every so many steps, and always at the end of a phase, so that no mean mixes phases."""
+    return step == span.end or (every is not None and step % every == 0)

@@ -1,13 +1,15 @@
 """What a run logs, and that it does not depend on how it is cut up between processes and micro-batches."""
 
 import math
+import subprocess
 import sys
 
 import pytest
-import torch
+from accelerate.state import AcceleratorState
 
+from distprune.cli import main as command
 from distprune.train import main
-from tests.jobs import DIGITS, ROOT, SHORT, read_json, read_rows
+from tests.jobs import DIGITS, SHORT, read_json, read_rows
 
 # Without batch norm, whose statistics are those of a rank's own part of the batch.
 LINEAR = (
@@ -26,6 +28,7 @@ METRICS = {
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(*overrides, name="run"):
@@ -38,7 +41,14 @@ def test_every_metric_is_logged_and_adds_up():
     assert {name for row in rows for name in row} >= METRICS
     steps_per_epoch = 1437 // 50
     trained = [row for row in rows if "train/loss" in row]
-    assert [row["trainer/step"] for row in trained] == [*range(10, 196, 10), 196]
+    assert [row["trainer/step"] for row in trained] == [
+        *range(10, 84, 10),
+        84,
+        *range(90, 168, 10),
+        168,
+        *range(170, 196, 10),
+        196,
+    ]
     for row in rows:
         assert row["trainer/epoch"] == row["trainer/step"] / steps_per_epoch
         if "train/loss_kd" in row:
@@ -144,12 +154,9 @@ def test_a_diverging_run_fails_with_a_remedy(capsys):
     assert "phases.dense.lr" in status["error"]
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
-    assert "Traceback" not in (ROOT / "run" / "logs").name
 
 
 def test_evaluate_counts_the_same_again(capsys):
-    from distprune.cli import main as command
-
     run()
     capsys.readouterr()
     assert command(["evaluate", "run"]) == 0
@@ -161,8 +168,6 @@ def test_evaluate_counts_the_same_again(capsys):
 
 
 def test_plan_prints_what_a_run_would_do_and_writes_nothing(tmp_path, capsys):
-    from distprune.cli import main as command
-
     words = ["plan", str(DIGITS), *LINEAR, "prune.sparsity=0.999", "prune.length={epochs: 3.5}"]
     assert command(words) == 0
     printed = " ".join(capsys.readouterr().out.split())
@@ -172,9 +177,7 @@ def test_plan_prints_what_a_run_would_do_and_writes_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_wandb_nothing_of_it_is_imported(launch, tmp_path, environment):
-    import subprocess
-
+def test_without_wandb_nothing_of_it_is_imported(tmp_path, environment):
     program = (
         "import sys; from distprune.train import main; "
         f"code = main([{str(DIGITS)!r}, *{LINEAR!r}, 'run.dir=run']); "
@@ -185,9 +188,3 @@ def test_without_wandb_nothing_of_it_is_imported(launch, tmp_path, environment):
     )
     assert ended.returncode == 0, ended.stderr
     assert not (tmp_path / "run" / "wandb").exists()
-
-
-def test_torch_is_left_as_it_was():
-    before = torch.get_num_threads()
-    run()
-    assert torch.get_num_threads() == before
