@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    words = parser.parse_args()
+    words = parser.parse_intermixed_args()
     runs = [run(words.config, seed, words.overrides) for seed in range(words.seeds)]
     accuracies = [summary["eval/top1"] for summary in runs]
     result = {

@@ -27,6 +27,8 @@ def load_weights(model: nn.Module, path: str, key: str = "model.weights") -> Non
     """
     state = _strip(_read(Path(path).expanduser(), key))
     own = model.state_dict()
+    # A counter that checkpoints of old torch versions lack and that inference does not read.
+    state = {n: own[n] for n in own if n.endswith("num_batches_tracked")} | state
     missing = sorted(own.keys() - state.keys())
     extra = sorted(state.keys() - own.keys())
     shapes = [
