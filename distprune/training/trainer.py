@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distprune.pruning import Pruner, PruneReport
+from distprune.pruning import Pruner
 from distprune.tracking import Trackers
 from distprune.training.evaluation import EvalResult
 from distprune.training.phases import Span, Timetable
@@ -117,6 +117,7 @@ class Trainer:
         self.eval_every = eval_every
         self.step = 0
         self.dense: EvalResult | None = None
+        self.last: EvalResult | None = None
         self.train_seconds = 0.0
         self._meter = Meter()
         self._clock = time.perf_counter()
@@ -130,18 +131,24 @@ class Trainer:
             NonFiniteError, MaskMismatchError: see `Pruner.step`.
         """
         self.model.train()
-        result = None
+        row: dict[str, float] = {}
         for span in self.timetable.spans:
             if span.name != "dense" and self.dense is None:
-                self.dense = result or self._evaluate({})
+                row = row or self._evaluate()
+                self.dense = self.last
             task = self.task_for(span)
+            # The dense model has been evaluated, and taken as teacher, by the time it is first pruned.
+            self._log(row | self._update_masks())
             self._clock = time.perf_counter()
             while self.step < span.end:
                 if self._train_step(task, span):
                     self.step += 1
-                    result = self._after_step(span, self.pruner.step())
-        assert result is not None
-        return result
+                    row = self._after_step(span)
+                    if self.step < span.end:
+                        self._log(row)
+        self._log(row)
+        assert self.last is not None
+        return self.last
 
     def _train_step(self, task: Task, span: Span) -> bool:
         """One optimizer step over the global batch; False where the gradient scaler skipped it."""
@@ -164,26 +171,22 @@ class Trainer:
         self.optimizer.zero_grad()
         return not self.accelerator.optimizer_step_was_skipped
 
-    def _after_step(self, span: Span, report: PruneReport | None) -> EvalResult | None:
-        """Log and evaluate where due; the evaluation, if there was one."""
+    def _after_step(self, span: Span) -> dict[str, float]:
+        """Prune and evaluate where due; the figures to log."""
         row: dict[str, float] = {}
-        if report is not None:
-            row |= self._prune_figures(report)
+        if span.name != "dense" or self.step < span.end:
+            row |= self._update_masks()
         if _is_due(self.log_every, self.step, span):
             row |= self._train_figures(span)
         if _is_due(self.eval_every, self.step, span):
-            return self._evaluate(row)
-        if row:
-            self._log(row)
-        return None
+            row |= self._evaluate()
+        return row
 
-    def _evaluate(self, row: dict[str, float]) -> EvalResult:
-        """Evaluate, and log `row` with the result."""
+    def _evaluate(self) -> dict[str, float]:
         self._stop_clock()
-        result = self.evaluate()
-        self._log(row | {"eval/top1": result.top1, "eval/loss": result.loss})
+        self.last = self.evaluate()
         self._clock = time.perf_counter()
-        return result
+        return {"eval/top1": self.last.top1, "eval/loss": self.last.loss}
 
     def _train_figures(self, span: Span) -> dict[str, float]:
         means = self._meter.means(self.accelerator)
@@ -204,7 +207,10 @@ class Trainer:
             "train/samples_per_s": samples / (self.train_seconds - seconds),
         }
 
-    def _prune_figures(self, report: PruneReport) -> dict[str, float]:
+    def _update_masks(self) -> dict[str, float]:
+        report = self.pruner.step()
+        if report is None:
+            return {}
         return {
             "prune/target_sparsity": report.target_sparsity,
             "prune/sparsity": report.sparsity,
@@ -215,7 +221,8 @@ class Trainer:
         }
 
     def _log(self, row: dict[str, float]) -> None:
-        self.trackers.log({"trainer/step": self.step, "trainer/epoch": self.step / self.steps_per_epoch, **row})
+        if row:
+            self.trackers.log({"trainer/step": self.step, "trainer/epoch": self.step / self.steps_per_epoch, **row})
 
     def _stop_clock(self) -> None:
         now = time.perf_counter()

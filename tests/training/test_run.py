@@ -146,6 +146,14 @@ def test_starting_from_weights_takes_them_as_teacher():
     assert rows[0]["eval/top1"] == dense == read_json("run/summary.json")["dense/top1"]
 
 
+def test_the_dense_model_is_judged_and_taken_as_teacher_before_it_is_pruned():
+    rows = run("prune.initial=0.8", "prune.length={steps: 0}", "phases.finetune.steps=0", "run.log_every=1")
+    dense, first = (next(row for row in rows if row["trainer/step"] == step) for step in (84, 85))
+    assert dense["prune/sparsity"] == pytest.approx(0.9, abs=1e-5)
+    assert dense["eval/top1"] == read_json("run/summary.json")["dense/top1"] > 80
+    assert first["train/loss_kd"] > 1, "a student pruned in one shot is far from the teacher it was"
+
+
 def test_a_diverging_run_fails_with_a_remedy(capsys):
     assert main([str(DIGITS), *LINEAR, "run.dir=run", "phases.dense.lr=1e30"]) == 1
     status = read_json("run/status.json")
