@@ -102,7 +102,7 @@ def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _override(values: dict[str, Any], lines: dict[str, int], word: str) -> str | None:
-    """Put one `section.key=value` into `values`, or return what is wrong with it. Steps replace the file's epochs."""
+    """Put one `section.key=value` into `values`, or return what is wrong with it. Steps replace epochs."""
     key, equals, text = word.partition("=")
     if not equals or not key or word.startswith("-"):
         return f"{word!r} on the command line: expected section.key=value, such as run.seed=1"
@@ -120,9 +120,7 @@ def _override(values: dict[str, Any], lines: dict[str, int], word: str) -> str |
             return f"{key} on the command line: {section} is a single value, not a section"
     place[last] = value
     lines[key] = 0
-    other = INSTEAD_OF.get(last)
-    if other and lines.get(".".join([*sections, other])) != 0:
-        place.pop(other, None)
+    place.pop(INSTEAD_OF.get(last, ""), None)
     return None
 
 
