@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from reference import Bag, Levels
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from distprune.pruning import CubicSchedule, LayerSparsity, Pruner
+from tests.pruning.reference import Bag, Levels
 
 OPTIMIZERS = {
     "momentum": lambda p, **kw: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1, **kw),
@@ -452,9 +452,15 @@ def peak_bytes(trace: dict) -> int:
     return peak
 
 
-@pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("tensors", [10, 1])
+@pytest.mark.parametrize(
+    ("tensors", "memory_format", "ties"),
+    [
+        pytest.param(10, torch.contiguous_format, False, id="ten tensors"),
+        pytest.param(10, torch.channels_last, True, id="ten channels_last tensors with ties"),
+        pytest.param(1, torch.contiguous_format, True, id="one tensor with ties"),
+        pytest.param(1, torch.channels_last, False, id="one channels_last tensor"),
+    ],
+)
 def test_an_update_takes_at_most_one_and_a_half_bytes_per_weight(tensors, memory_format, ties, tmp_path):
     net = big_net(tensors, memory_format)
     optimizer = torch.optim.SGD(net.parameters())

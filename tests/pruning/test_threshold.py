@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Bag, Levels, prune_by_sort
 
 from distprune.pruning import NonFiniteError, Prunable, Pruner
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.scores import DOUBLE, SINGLE, KeyFormat
 from distprune.pruning.threshold import CHUNK, find_threshold, kth_smallest, share
+from tests.pruning.reference import Bag, Levels, prune_by_sort
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = ((0,), (1,), (), (5,), (3, 4), (0, 3), (17,), (2, 3, 2, 2), (4, 1, 1, 1), (6, 2, 3, 1))
@@ -305,29 +305,31 @@ def test_kth_smallest_of_more_than_2_to_the_31_weights_stays_within_a_mebibyte()
     assert ranks.bytes <= 2**20
 
 
-class LastRank(Ranks):
-    """The last of very many ranks; what the others count is all beyond the threshold, so their counts do not matter."""
+class LastOfManyRanks(Ranks):
+    """The last rank, where the others hold `zeros` weights that are 0."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, zeros: int) -> None:
         super().__init__()
-        self.rank, self.world_size = world_size - 1, world_size
+        self.rank, self.world_size, self.zeros = world_size - 1, world_size, zeros
 
     def sum(self, counts: torch.Tensor) -> torch.Tensor:
+        counts[0] += self.zeros
+        self.zeros = 0  # zeros do not share a digit with the threshold, so they count once
         return counts
 
 
 @pytest.mark.parametrize("beyond", [2**31, 2**32, 2**33])
-def test_ties_beyond_global_index_2_to_the_31_are_split_exactly(beyond):
+def test_weights_and_ties_beyond_global_index_2_to_the_31_are_cut_exactly(beyond):
     world_size = beyond // 18 + 2
     offset = 18 * (world_size - 1)  # each rank counts 18 weights; the last has those of the two small tensors
-    huge = torch.ones(()).expand(offset)
-    weights = [torch.nn.Parameter(w) for w in (huge, torch.ones(4, 3).t(), torch.ones(6))]
+    weights = [torch.nn.Parameter(w) for w in (torch.zeros(()).expand(offset), torch.ones(4, 3).t(), torch.ones(6))]
     masks = [torch.ones((), dtype=torch.bool).expand(offset), *(torch.ones_like(w).bool() for w in weights[1:])]
     tensors = [Prunable(n, w, o) for n, w, o in zip("abc", weights, (0, offset, offset + 12), strict=True)]
-    for k in range(1, 19):
-        cut = find_threshold(tensors, masks, 0, k, SINGLE, LastRank(world_size))
+    for pruned in range(1, 19):
+        ranks = LastOfManyRanks(world_size, offset)
+        cut = find_threshold(tensors, masks, 0, offset + pruned, SINGLE, ranks)
         kept = [t.indices(0, t.numel)[cut.keeps(t, SINGLE.keys(torch.ones(t.numel)), 0)] for t in tensors[1:]]
-        assert torch.cat(kept).sort().values.tolist() == list(range(offset, offset + 18 - k))
+        assert torch.cat(kept).sort().values.tolist() == list(range(offset, offset + 18 - pruned))
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 7, 100]), min_size=1, max_size=8), st.integers(1, 9))
