@@ -1,18 +1,20 @@
 """Masks: which weights are left. A mask is a bool tensor of the weight's shape; True keeps.
 
-Packed, a mask is 1-D uint8: element i of the row-major order is bit i % 8 (least significant first) of byte i // 8,
-set where the weight is kept; bits behind the last element are 0.
+Packed, a mask is uint8 of shape (rows, bytes), a row being all elements of one index of the first dimension: element i
+of a row is bit i % 8, least significant first, of byte i // 8; it is set where the weight is kept, and bits behind the
+last element are 0. Whole rows of a mask are whole rows packed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from distprune.pruning.threshold import chunks
+from distprune.pruning.shards import CHUNK, Part, chunks, flat
 
 _INT_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _GATHER_BYTES_TO_BITS = 0x0102_0408_1020_4080
@@ -20,47 +22,72 @@ _GATHER_BYTES_TO_BITS = 0x0102_0408_1020_4080
 
 def apply(mask: Tensor, tensor: Tensor) -> None:
     """Set `tensor` (2, 4 or 8 bytes an element) to +0 in place where `mask` is False; NaN and inf become +0 too."""
-    tensor.detach().view(_INT_OF_SIZE[tensor.element_size()]).mul_(mask)
+    bits = tensor.detach().view(_INT_OF_SIZE[tensor.element_size()])
+    if bits.device.type != "cpu" or bits.stride() != mask.stride():
+        bits.mul_(mask)
+        return
+    # On a CPU the product of two types makes a copy of one: in pieces it is small, and stays in the cache.
+    bits, mask = flat(bits), flat(mask)
+    for begin, end in chunks(0, len(bits)):
+        bits[begin:end].mul_(mask[begin:end])
 
 
 def pack(mask: Tensor) -> Tensor:
-    """`mask` as packed bits, uint8 of length ceil(numel / 8), on the same device."""
-    bools = mask.reshape(-1)
-    whole = len(bools) // 8 * 8
-    packed = torch.zeros(-(-len(bools) // 8), dtype=torch.uint8, device=mask.device)
-    for begin, end in chunks(0, whole):
-        words = bools[begin:end].view(torch.int64)
-        packed[begin // 8 : end // 8] = (words * _GATHER_BYTES_TO_BITS) >> 56
-    for bit, kept in enumerate(bools[whole:].tolist()):
-        packed[-1] |= kept << bit
+    """`mask` as packed bits, uint8, on the same device."""
+    packed = torch.empty(packed_shape(mask.shape), dtype=torch.uint8, device=mask.device)
+    for begin, rows in _rows(mask):
+        padded = F.pad(rows, (0, packed.shape[1] * 8 - rows.shape[1]))
+        words = padded.contiguous().view(torch.int64)
+        packed[begin : begin + len(rows)] = (words * _GATHER_BYTES_TO_BITS) >> 56
     return packed
 
 
-def unpack(packed: Tensor, into: Tensor) -> None:
-    """Fill the mask `into` from packed bits.
+def check_packed(packed: Tensor, mask: Tensor, name: str) -> None:
+    """Refuse packed bits that do not fit `mask`.
 
     Raises:
-        ValueError: `packed` is not uint8 of the length that fits.
+        ValueError: `packed` is not uint8 of the shape that fits; the message says `name`.
     """
-    if packed.dtype != torch.uint8 or packed.shape != (-(-into.numel() // 8),):
-        raise ValueError(
-            f"packed mask of {packed.dtype} {tuple(packed.shape)} does not fit a tensor of {tuple(into.shape)}"
-        )
+    shape = packed_shape(mask.shape)
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != shape:
+        raise ValueError(f"the packed mask of {name} is {packed.dtype} {tuple(packed.shape)}, not torch.uint8 {shape}")
+
+
+def unpack(packed: Tensor, into: Tensor) -> None:
+    """Fill the mask `into` from packed bits that fit it (see `check_packed`)."""
+    into = into[None] if into.dim() == 0 else into
     bits = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bools = torch.cat([(part[:, None] >> bits & 1).bool().view(-1) for part in torch.split(packed, 1 << 15)])
-    into.copy_(bools[: into.numel()].view(into.shape))
+    for begin, rows in _rows(into):
+        bools = (packed[begin : begin + len(rows), :, None] >> bits & 1).bool().flatten(1)
+        into[begin : begin + len(rows)] = bools[:, : rows.shape[1]].view(into[begin : begin + len(rows)].shape)
 
 
-def digest(mask: Tensor) -> Tensor:
-    """A 64-bit fingerprint (int64 scalar): the sum over packed bytes of byte * mix(position), modulo 2^64.
+def packed_shape(shape: torch.Size) -> tuple[int, int]:
+    """The shape of a mask of `shape` when packed."""
+    rows = shape[0] if shape else 1
+    return rows, -(-shape[1:].numel() // 8)
 
-    A sum, so that pieces of one mask can be fingerprinted apart and added.
+
+def digest(mask: Tensor, part: Part) -> Tensor:
+    """A 64-bit fingerprint (int64 scalar) of the part `mask` of a mask.
+
+    It is the sum over the bytes of the packed mask of byte * mix(position), modulo 2^64, so the fingerprints of the
+    parts of one mask add up to that of the whole, however it is cut.
     """
-    packed = pack(mask)
     total = torch.zeros((), dtype=torch.int64, device=mask.device)
-    for begin, end in chunks(0, len(packed)):
-        positions = torch.arange(begin, end, device=mask.device)
-        total += (_mix(positions) * packed[begin:end]).sum()
+    row_bytes = packed_shape(torch.Size(part.whole))[1]
+    if part.is_rows:
+        packed = pack(mask).view(-1)
+        first = part.start[0] * row_bytes if part.start else 0
+        for begin, end in chunks(0, len(packed), CHUNK // 8):
+            positions = torch.arange(first + begin, first + end, device=mask.device)
+            total += (_mix(positions) * packed[begin:end]).sum()
+        return total
+    bools, row_length = flat(mask), torch.Size(part.whole[1:]).numel()
+    for begin, end in chunks(0, len(bools), CHUNK // 8):
+        index = part.indices(mask, begin, end)
+        row, element = index // row_length, index % row_length
+        total += (_mix(row * row_bytes + element // 8) * (bools[begin:end].long() << element % 8)).sum()
     return total
 
 
@@ -68,6 +95,16 @@ def combine(digests: Mapping[str, int]) -> str:
     """One fingerprint (16 hex digits) of several masks by name, whatever their order."""
     lines = "".join(f"{name} {value}\n" for name, value in sorted(digests.items()))
     return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
+
+
+def _rows(mask: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """A mask row by row, as many at a time as fill a chunk: the first row's number and a 2-D bool tensor."""
+    if mask.numel() == 0:
+        return
+    mask = mask[None] if mask.dim() == 0 else mask
+    step = max(1, CHUNK // mask[0].numel())
+    for begin in range(0, len(mask), step):
+        yield begin, mask[begin : begin + step].flatten(1) if mask.dim() > 1 else mask[begin : begin + step, None]
 
 
 def _mix(x: Tensor) -> Tensor:

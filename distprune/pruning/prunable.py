@@ -10,33 +10,30 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from distprune.pruning.collectives import Ranks
+from distprune.pruning.shards import Part, flat, local
 
 PRUNABLE_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 POSITION_WORDS = ("first", "last")
-
-
-def flat(tensor: Tensor) -> Tensor:
-    """All elements in memory order as a 1-D view, whatever the memory format (channels_last, transposed)."""
-    tensor = tensor.detach()
-    by_stride = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    return tensor.permute(by_stride).view(-1)
 
 
 @dataclass(frozen=True)
 class Prunable:
     """One prunable tensor and its place among all.
 
-    The global index of an element is `offset` plus its row-major position in the tensor; offsets follow
-    `named_parameters()`.
+    The global index of an element is `offset` plus its row-major position in the unsharded tensor; offsets follow
+    `named_parameters()`. `part` says what of it this rank holds.
     """
 
     name: str
     weight: nn.Parameter
     offset: int
+    part: Part
 
     @property
     def numel(self) -> int:
+        """Elements of the whole tensor."""
         return self.weight.numel()
 
     @property
@@ -44,18 +41,14 @@ class Prunable:
         """The global index just behind the last element."""
         return self.offset + self.numel
 
-    def indices(self, start: int, stop: int) -> Tensor:
-        """Global indices (int64, 1-D) of the elements at `start` to `stop` in memory order."""
-        rest = torch.arange(start, stop, device=self.weight.device)
-        if self.weight.is_contiguous():
-            return rest.add_(self.offset)
-        shape, stride = self.weight.shape, self.weight.stride()
-        row_major = torch.empty(shape, device="meta").stride()
-        index = torch.full_like(rest, self.offset)
-        for dim in sorted(range(len(shape)), key=stride.__getitem__):
-            index += rest % shape[dim] * row_major[dim]
-            rest = rest // shape[dim]
-        return index
+    @property
+    def local(self) -> Tensor:
+        """This rank's part of the weight, on the same memory."""
+        return local(self.weight)
+
+    def indices(self, begin: int, end: int) -> Tensor:
+        """Global indices (int64, 1-D) of the elements at `begin` to `end` of the local part in memory order."""
+        return self.part.indices(self.local, begin, end).add_(self.offset)
 
 
 @dataclass(frozen=True)
@@ -87,6 +80,7 @@ def find_prunable(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     embeddings: bool = False,
+    ranks: Ranks | None = None,
 ) -> Selection:
     """Choose the tensors to prune.
 
@@ -100,11 +94,13 @@ def find_prunable(
             last tensor that is prunable by default.
         exclude: patterns of tensors to leave dense.
         embeddings: prune embedding tables, and weights tied to one, by default too.
+        ranks: who prunes together; the default group where none is given.
 
     Raises:
         ValueError: a pattern matches nothing (with the nearest name), nothing is left to prune, or a tensor is
             of a kind that cannot be pruned.
     """
+    ranks = ranks or Ranks()
     model = unwrap(model)
     parameters = dict(model.named_parameters())
     default, left_out = _prunable_by_default(model, embeddings)
@@ -119,8 +115,7 @@ def find_prunable(
         elif not weight.requires_grad:
             left_out[name] = "frozen (requires_grad is False)"
         else:
-            _check_kind(name, weight)
-            tensors.append(Prunable(name, weight, offset))
+            tensors.append(Prunable(name, weight, offset, _part(name, weight, ranks)))
             offset += weight.numel()
     if not tensors:
         reasons = "; ".join(f"{n}: {r}" for n, r in left_out.items()) or "it has no conv or linear weight"
@@ -133,6 +128,7 @@ def _prunable_by_default(model: nn.Module, embeddings: bool) -> tuple[dict[str, 
     """Tensors by name in the order of `named_parameters()`, and those left out because of embeddings."""
     weights: set[int] = set()
     tables: set[int] = set()
+    sparse: set[int] = set()
     for module in model.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             weights.add(id(module.weight))
@@ -141,11 +137,15 @@ def _prunable_by_default(model: nn.Module, embeddings: bool) -> tuple[dict[str, 
             weights.update(id(w) for n in names if (w := getattr(module, n)) is not None)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             tables.add(id(module.weight))
+            if module.sparse:
+                sparse.add(id(module.weight))
     default: dict[str, nn.Parameter] = {}
     left_out: dict[str, str] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) in tables and not embeddings:
             left_out[name] = "an embedding (embeddings=True prunes it)"
+        elif id(parameter) in sparse:
+            left_out[name] = "an embedding with sparse gradients (sparse=False prunes it)"
         elif id(parameter) in weights | tables:
             default[name] = parameter
     return default, left_out
@@ -171,15 +171,18 @@ def _matching(patterns: Sequence[str], parameters: Iterable[str], default: Itera
     return matched
 
 
-def _check_kind(name: str, weight: nn.Parameter) -> None:
+def _part(name: str, weight: nn.Parameter, ranks: Ranks) -> Part:
+    """What of `weight` this rank holds, if it is of a kind that can be pruned."""
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(f"{name} has no shape yet: run the lazy model once before pruning it")
-    if isinstance(weight, DTensor):
-        raise ValueError(f"{name} is sharded (a DTensor); only replicated parameters can be pruned so far")
     if weight.dtype not in PRUNABLE_DTYPES:
         kinds = ", ".join(sorted(str(d).removeprefix("torch.") for d in PRUNABLE_DTYPES))
         raise ValueError(f"{name} has dtype {weight.dtype}; prunable are {kinds}. Exclude it to leave it dense")
     try:
-        flat(weight)
+        flat(local(weight))
     except RuntimeError:
         raise ValueError(f"{name} is a strided view with gaps or overlaps; make it contiguous first") from None
+    try:
+        return Part.of(weight, ranks)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be pruned: {error}") from None

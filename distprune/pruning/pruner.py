@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch.optim import Optimizer
 
 from distprune.pruning import masks as mask_ops
 from distprune.pruning.collectives import Ranks
-from distprune.pruning.prunable import Prunable, find_prunable, flat
+from distprune.pruning.prunable import Prunable, find_prunable
 from distprune.pruning.schedule import Schedule
 from distprune.pruning.scores import KeyFormat
-from distprune.pruning.threshold import NonFiniteError, Threshold, chunks, find_threshold
+from distprune.pruning.shards import chunks, flat, local
+from distprune.pruning.threshold import NonFiniteError, Threshold, find_threshold
 
 
 class MaskMismatchError(RuntimeError):
@@ -38,7 +40,7 @@ class PruneReport:
     """What one update of the masks did.
 
     Attributes:
-        step: completed optimizer steps at the update.
+        step: the update's step in the schedule, in completed optimizer steps.
         target_sparsity: what the schedule asked for, a fraction of the prunable weights.
         sparsity: what was reached, `zeros / weights`.
         zeros: pruned weights, exactly round(target_sparsity * weights).
@@ -62,18 +64,20 @@ class Pruner:
     """Prunes `model` by global magnitude along `schedule`, the same on every rank.
 
     Call `step()` after each `optimizer.step()`. Between updates, hooks on the optimizer keep pruned weights at
-    exactly 0: their gradients are zeroed before each optimizer step, and their optimizer state is zeroed when they
-    are pruned, so neither momentum nor weight decay revives them. Call `mask_gradients()` before clipping gradients,
-    so that the norm counts only weights that are left.
+    exactly 0: gradients are masked before each optimizer step and weights after it, and optimizer state is zeroed
+    where weights are pruned, so neither momentum nor weight decay revives them. Call `mask_gradients()` before
+    clipping gradients, so that the norm counts only weights that are left.
 
-    Under `torch.distributed` every rank must hold the same weights (as DDP keeps them); ranks then share the counting.
+    Under `torch.distributed` ranks hold the same weights, as DDP keeps them, or shards of them (FSDP2's `fully_shard`,
+    HSDP, any DTensor with Shard and Replicate placements). Each works on what it holds and nothing is gathered; ranks
+    that hold the same share the counting. Make the Pruner after wrapping and sharding.
 
     Args:
-        model: the model, bare or wrapped in DDP or `torch.compile`.
+        model: the model, bare, sharded, or wrapped in DDP or `torch.compile`.
         optimizer: its optimizer, bare or wrapped by accelerate.
         schedule: how sparse at which step; steps count completed optimizer steps since the Pruner was made.
         include, exclude, embeddings: what to prune, see `find_prunable`.
-        group: the process group whose ranks hold replicas; None takes the default group.
+        group: the process group whose ranks prune together; None takes the default group.
 
     Raises:
         ValueError: see `find_prunable`.
@@ -90,24 +94,25 @@ class Pruner:
         embeddings: bool = False,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        selection = find_prunable(model, include, exclude, embeddings)
+        self._ranks = Ranks(group)
+        selection = find_prunable(model, include, exclude, embeddings, self._ranks)
         self.tensors: tuple[Prunable, ...] = selection.tensors
         self.left_out: dict[str, str] = selection.left_out
         self.weights: int = selection.numel
         self.zeros: int = 0
         self.schedule = schedule
-        self.masks: dict[str, Tensor] = {
-            t.name: torch.ones_like(t.weight, dtype=torch.bool, requires_grad=False) for t in self.tensors
-        }
+        self.masks: dict[str, Tensor] = {t.name: torch.ones_like(t.local, dtype=torch.bool) for t in self.tensors}
+        """By tensor name, True where a weight is kept; of sharded tensors the part on this rank."""
+        self.mask_digest: str = ""
+        """A fingerprint of all masks (16 hex digits), the same on every rank and topology. New with each update."""
         self._kept = {t.name: t.numel for t in self.tensors}
         self._keys = KeyFormat.of({t.weight.dtype for t in self.tensors})
-        self._ranks = Ranks(group)
         self._steps_done = 0
         self._steps_seen = -1
         self._optimizer = _bare(optimizer)
         self._hooks = [
-            self._optimizer.register_step_pre_hook(lambda *_: self.mask_gradients()),
-            self._optimizer.register_step_post_hook(lambda *_: self._count_step()),
+            self._optimizer.register_step_pre_hook(self._before_optimizer_step),
+            self._optimizer.register_step_post_hook(self._after_optimizer_step),
             self._optimizer.register_load_state_dict_post_hook(lambda _: self._mask_optimizer_state()),
         ]
 
@@ -120,11 +125,6 @@ class Pruner:
     def sparsity(self) -> float:
         """The fraction of prunable weights that is pruned now."""
         return self.zeros / self.weights if self.weights else 0.0
-
-    @property
-    def mask_digest(self) -> str:
-        """A fingerprint of all masks (16 hex digits), the same on every rank and topology."""
-        return mask_ops.combine(self._digests())
 
     def layers(self) -> dict[str, LayerSparsity]:
         """Zeros per pruned tensor, by name."""
@@ -139,37 +139,49 @@ class Pruner:
             ValueError: the schedule asks for less than is pruned already.
         """
         due = [s for s in range(self._steps_seen + 1, self._steps_done + 1) if self.schedule.is_update(s)]
+        report = self._update(due[-1]) if due else None
         self._steps_seen = self._steps_done
-        return self._update(due[-1]) if due else None
+        return report
 
     def mask_gradients(self) -> None:
         """Set gradients at pruned places to 0. Runs by itself before each optimizer step; call it before clipping."""
         if self.zeros:
             for tensor in self.tensors:
                 if tensor.weight.grad is not None:
-                    mask_ops.apply(self.masks[tensor.name], tensor.weight.grad)
+                    mask_ops.apply(self.masks[tensor.name], local(tensor.weight.grad))
 
-    def apply_masks(self) -> None:
-        """Set weights and optimizer state at pruned places to 0, say after loading weights into the model."""
-        for tensor in self.tensors:
-            mask_ops.apply(self.masks[tensor.name], tensor.weight)
-        self._mask_optimizer_state()
+    def mask_weights(self) -> None:
+        """Set weights at pruned places to 0. Runs after each optimizer step by itself; call it after loading weights."""
+        if self.zeros:
+            for tensor in self.tensors:
+                mask_ops.apply(self.masks[tensor.name], tensor.local)
 
     def verify(self) -> None:
-        """Compare masks and counts of zeros over all ranks; one collective.
+        """Count zeros and fingerprint the masks over all ranks, and compare those of ranks that hold the same part.
+
+        One collective, three integers for each tensor; call it on all ranks.
 
         Raises:
             MaskMismatchError: a rank differs; the message names it, the tensor and the step.
         """
-        digests = self._digests()
-        whole = int(mask_ops.combine(digests), 16) - (1 << 63)
-        mine = torch.tensor([whole, ~whole, self.zeros, ~self.zeros], device=self.tensors[0].weight.device)
-        high = self._ranks.max(mine).tolist()
-        if high[0] != ~high[1] or high[2] != ~high[3]:
-            raise MaskMismatchError(self._who_differs(digests))
+        mine = torch.stack([mask_ops.digest(self.masks[t.name], t.part) for t in self.tensors])
+        kept = torch.stack([torch.count_nonzero(self.masks[t.name]) for t in self.tensors])
+        first = torch.tensor([t.part.copy == 0 for t in self.tensors], device=mine.device)
+        summed = self._ranks.sum(torch.stack([mine, mine * first, kept * first]))
+        copies = torch.tensor([t.part.copies for t in self.tensors], device=mine.device)
+        # Where all copies agree, their sum (modulo 2^64) is that of the first copies times their number.
+        if not torch.equal(summed[0], summed[1] * copies):
+            raise MaskMismatchError(self._who_differs(mine, (summed[0] != summed[1] * copies).tolist()))
+        digests, counts = summed[1].tolist(), summed[2].tolist()
+        self._kept = {t.name: count for t, count in zip(self.tensors, counts, strict=True)}
+        self.zeros = self.weights - sum(counts)
+        self.mask_digest = mask_ops.combine({t.name: d for t, d in zip(self.tensors, digests, strict=True)})
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks as packed bits (see `distprune.pruning.masks`) and the place in the schedule; tensors and ints only."""
+        """Masks as packed bits (see `distprune.pruning.masks`) and the place in the schedule; tensors and ints only.
+
+        Of sharded tensors the part on this rank.
+        """
         return {
             "steps_done": self._steps_done,
             "steps_seen": self._steps_seen,
@@ -177,24 +189,25 @@ class Pruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take masks and step from `state_dict()` and apply the masks to weights and optimizer state.
+        """Take masks and step from `state_dict()` and apply the masks to weights and optimizer state, on all ranks.
 
         Raises:
             ValueError: the state is of other tensors; the message names them, and nothing has changed.
+            MaskMismatchError: see `verify`.
         """
         packed: dict[str, Tensor] = state["masks"]
         if packed.keys() != self.masks.keys():
             missing, extra = sorted(self.masks.keys() - packed), sorted(packed.keys() - self.masks)
             raise ValueError(f"masks are of other tensors: missing {missing}, unexpected {extra}")
-        for tensor in self.tensors:
-            if packed[tensor.name].shape != (-(-tensor.numel // 8),):
-                size = len(packed[tensor.name])
-                raise ValueError(f"the mask of {tensor.name} has {size} bytes, which does not fit {tensor.numel}")
-        for tensor in self.tensors:
-            mask_ops.unpack(packed[tensor.name].to(tensor.weight.device), self.masks[tensor.name])
-        self._steps_done, self._steps_seen = state["steps_done"], state["steps_seen"]
-        self._count()
-        self.apply_masks()
+        steps_done, steps_seen = state["steps_done"], state["steps_seen"]
+        for name, mask in self.masks.items():
+            mask_ops.check_packed(packed[name], mask, name)
+        for name, mask in self.masks.items():
+            mask_ops.unpack(packed[name].to(mask.device), mask)
+        self._steps_done, self._steps_seen = steps_done, steps_seen
+        self.verify()
+        self.mask_weights()
+        self._mask_optimizer_state()
 
     def close(self) -> None:
         """Take the hooks off the optimizer. Masks stay readable; pruned weights are no longer held at 0."""
@@ -217,7 +230,7 @@ class Pruner:
             cut = self._find_threshold(k, step)
             threshold = self._keys.value(cut.key)
             self._cut(cut)
-            self._count()
+            self._mask_optimizer_state()
         self.verify()
         return PruneReport(
             step=step,
@@ -231,9 +244,8 @@ class Pruner:
         )
 
     def _find_threshold(self, k: int, step: int) -> Threshold:
-        if self.zeros:
-            for tensor in self.tensors:
-                mask_ops.apply(self.masks[tensor.name], tensor.weight)
+        self._lay_out_masks()
+        self.mask_weights()
         try:
             return find_threshold(self.tensors, list(self.masks.values()), self.zeros, k, self._keys, self._ranks)
         except NonFiniteError as error:
@@ -242,49 +254,64 @@ class Pruner:
     def _cut(self, threshold: Threshold) -> None:
         """Shrink the masks to what the threshold keeps and zero the rest, in pieces that stay in the cache."""
         for tensor in self.tensors:
-            mask, weight = flat(self.masks[tensor.name]), flat(tensor.weight)
-            for begin, end in chunks(0, tensor.numel):
+            mask, weight = flat(self.masks[tensor.name]), flat(tensor.local)
+            for begin, end in chunks(0, len(weight)):
                 keys = self._keys.keys(weight[begin:end])
                 mask[begin:end] &= threshold.keeps(tensor, keys, begin)
                 mask_ops.apply(mask[begin:end], weight[begin:end])
-        self._mask_optimizer_state()
 
-    def _count(self) -> None:
-        self._kept = self._per_tensor(torch.sum)
-        self.zeros = self.weights - sum(self._kept.values())
+    def _lay_out_masks(self) -> None:
+        """Follow weights that were moved to another device or memory format since the last update."""
+        for tensor in self.tensors:
+            mask, weight = self.masks[tensor.name], tensor.local
+            if mask.device != weight.device or mask.stride() != weight.stride():
+                self.masks[tensor.name] = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
 
-    def _count_step(self) -> None:
-        self._steps_done += 1
+    def _before_optimizer_step(self, _: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        self.mask_gradients()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            return None
+
+        def masked_closure() -> Any:
+            loss = closure()
+            self.mask_gradients()
+            return loss
+
+        return args[:1], {**kwargs, "closure": masked_closure}
+
+    def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self.mask_weights()
+        # A gradient scaler calls fused optimizers also for a step that they are to skip, and tells them here.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            self._steps_done += 1
 
     def _mask_optimizer_state(self) -> None:
-        if self.zeros:
-            for tensor in self.tensors:
-                for value in self._optimizer.state.get(tensor.weight, {}).values():
-                    if isinstance(value, Tensor) and value.shape == tensor.weight.shape and value.is_floating_point():
-                        mask_ops.apply(self.masks[tensor.name], value)
+        for tensor in self.tensors:
+            for value in self._optimizer.state.get(tensor.weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == tensor.weight.shape and value.is_floating_point():
+                    mask_ops.apply(self.masks[tensor.name], local(value))
 
     def _layer(self, tensor: Prunable) -> LayerSparsity:
         zeros = tensor.numel - self._kept[tensor.name]
         return LayerSparsity(tuple(tensor.weight.shape), zeros, zeros / tensor.numel if tensor.numel else 0.0)
 
-    def _digests(self) -> dict[str, int]:
-        return self._per_tensor(mask_ops.digest)
-
-    def _per_tensor(self, figure: Callable[[Tensor], Tensor]) -> dict[str, int]:
-        """An integer figure of every mask, fetched from the device in one go."""
-        figures = torch.stack([figure(mask) for mask in self.masks.values()])
-        return dict(zip(self.masks, figures.tolist(), strict=True))
-
-    def _who_differs(self, digests: dict[str, int]) -> str:
-        table = self._ranks.gather(torch.tensor(list(digests.values()), device=self.tensors[0].weight.device))
-        usual = table.mode(dim=0).values
-        differing = [
-            f"rank {rank}: {tensor.name}"
-            for rank, row in enumerate(table)
-            for tensor, same in zip(self.tensors, row == usual, strict=True)
-            if not same
-        ]
-        return f"masks differ between ranks at step {self._steps_done}: {', '.join(differing)}"
+    def _who_differs(self, mine: Tensor, differs: list[bool]) -> str:
+        """Name ranks whose mask is not that of most ranks with the same part; called on all ranks."""
+        starts = [hash((t.name, t.part.start)) for t in self.tensors]
+        table = self._ranks.gather(torch.stack([mine, torch.tensor(starts, device=mine.device)])).tolist()
+        found = []
+        for column, tensor in enumerate(self.tensors):
+            votes = Counter((row[1][column], row[0][column]) for row in table)
+            for rank, row in enumerate(table):
+                own = (row[1][column], row[0][column])
+                most = max(count for (start, _), count in votes.items() if start == own[0])
+                if differs[column] and votes[own] < most:
+                    found.append(f"rank {rank}: {tensor.name}")
+        names = [t.name for t, d in zip(self.tensors, differs, strict=True) if d]
+        where = ", ".join(found) or f"{', '.join(names)}, with no majority"
+        return f"masks differ between ranks at step {self._steps_done}: {where}"
 
 
 def _bare(optimizer: Optimizer) -> Optimizer:

@@ -62,7 +62,8 @@ class CubicSchedule:
         if step >= self.end:
             return self.final
         left = 1.0 - (step - self.begin) / (self.end - self.begin)
-        return self.final + (self.initial - self.final) * left**3
+        # Rounding must not undercut what is pruned at `begin`.
+        return max(self.initial, self.final + (self.initial - self.final) * left**3)
 
     def is_update(self, step: int) -> bool:
         if step == self.end:

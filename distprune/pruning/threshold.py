@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from distprune.pruning.collectives import Ranks
-from distprune.pruning.prunable import Prunable, flat
+from distprune.pruning.prunable import Prunable
 from distprune.pruning.scores import KeyFormat
+from distprune.pruning.shards import chunks, flat
 
-CHUNK = 1 << 18
-INDEX_PASSES = 4
+INDEX_PASSES = 3
 
 Chunks = Callable[[], Iterator[Tensor]]
 
@@ -58,19 +58,22 @@ class Kth:
     equal: int
 
 
-def share(tensors: Sequence[Prunable], ranks: Ranks) -> list[tuple[Prunable, int, int]]:
-    """This rank's part of the counting: pieces (tensor, start, stop) in memory order. Replicas split the work."""
-    total = sum(t.numel for t in tensors)
-    low = total * ranks.rank // ranks.world_size
-    high = total * (ranks.rank + 1) // ranks.world_size
-    cut = [(t, max(low - t.offset, 0), min(high - t.offset, t.numel)) for t in tensors]
-    return [(t, start, stop) for t, start, stop in cut if start < stop]
+def share(tensors: Sequence[Prunable]) -> list[tuple[Prunable, int, int]]:
+    """This rank's part of the counting: pieces (tensor, start, stop) of what it holds, in memory order.
 
-
-def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Bounds that cut `start` to `stop` into stretches of at most CHUNK elements."""
-    for begin in range(start, stop, CHUNK):
-        yield begin, min(begin + CHUNK, stop)
+    Ranks that hold the same parts split the work: each takes one stretch of all those parts laid end to end.
+    """
+    pieces: list[tuple[Prunable, int, int]] = []
+    for layout in dict.fromkeys(t.part.layout for t in tensors):
+        alike = [t for t in tensors if t.part.layout == layout]
+        sizes = [t.local.numel() for t in alike]
+        low = sum(sizes) * alike[0].part.copy // alike[0].part.copies
+        high = sum(sizes) * (alike[0].part.copy + 1) // alike[0].part.copies
+        begin = 0
+        for tensor, size in zip(alike, sizes, strict=True):
+            pieces.append((tensor, max(low - begin, 0), min(high - begin, size)))
+            begin += size
+    return [(tensor, start, stop) for tensor, start, stop in pieces if start < stop]
 
 
 def find_threshold(
@@ -79,8 +82,8 @@ def find_threshold(
     """Where to cut so that exactly `k` weights are pruned, those pruned already among them.
 
     Args:
-        tensors: the prunable tensors, the same on every rank; pruned weights are 0.
-        masks: their masks (bool, True keeps), of the same shape and memory format.
+        tensors: the prunable tensors, in the same order on every rank; pruned weights are 0.
+        masks: their masks (bool, True keeps), of the shape and memory format of this rank's parts.
         pruned: how many weights the masks prune, fewer than `k`.
         k: how many weights the new threshold is to prune, at most all.
         keys: how scores are compared.
@@ -89,13 +92,13 @@ def find_threshold(
     Raises:
         NonFiniteError: a score is NaN or infinite; the message counts them per tensor.
     """
-    pieces = share(tensors, ranks)
+    pieces = share(tensors)
     counts_dtype = torch.int32 if sum(t.numel for t in tensors) < 2**31 else torch.int64
     mask_of = {t.name: flat(m) for t, m in zip(tensors, masks, strict=True)}
 
     def score_keys() -> Iterator[Tensor]:
         for tensor, start, stop in pieces:
-            weight = flat(tensor.weight)
+            weight = flat(tensor.local)
             for begin, end in chunks(start, stop):
                 yield keys.keys(weight[begin:end])
 
@@ -114,7 +117,7 @@ def find_threshold(
 
     def tied_from_the_end() -> Iterator[Tensor]:
         for tensor, start, stop in pieces:
-            weight, mask = flat(tensor.weight), mask_of[tensor.name]
+            weight, mask = flat(tensor.local), mask_of[tensor.name]
             for begin, end in chunks(start, stop):
                 tied = keys.keys(weight[begin:end]) == kth.key
                 tied &= mask[begin:end]
@@ -172,7 +175,7 @@ def kth_smallest(
 def _count_nonfinite(tensors: Sequence[Prunable], pieces: list[tuple[Prunable, int, int]], ranks: Ranks) -> str:
     counts = dict.fromkeys((t.name for t in tensors), 0)
     for tensor, start, stop in pieces:
-        weight = flat(tensor.weight)
+        weight = flat(tensor.local)
         for begin, end in chunks(start, stop):
             counts[tensor.name] += int((~torch.isfinite(weight[begin:end])).sum())
     totals = ranks.sum(torch.tensor(list(counts.values()), device=tensors[0].weight.device))

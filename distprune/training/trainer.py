@@ -169,7 +169,7 @@ class Trainer:
             self._meter.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return not self.accelerator.optimizer_step_was_skipped
+        return self.pruner.steps_done > self.step
 
     def _after_step(self, span: Span) -> dict[str, float]:
         """Prune and evaluate where due; the figures to log."""
