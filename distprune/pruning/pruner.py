@@ -151,7 +151,7 @@ class Pruner:
                     mask_ops.apply(self.masks[tensor.name], local(tensor.weight.grad))
 
     def mask_weights(self) -> None:
-        """Set weights at pruned places to 0. Runs after each optimizer step by itself; call it after loading weights."""
+        """Set weights at pruned places to 0. Runs after each optimizer step; call it after loading weights."""
         if self.zeros:
             for tensor in self.tensors:
                 mask_ops.apply(self.masks[tensor.name], tensor.local)
