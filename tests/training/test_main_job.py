@@ -44,7 +44,8 @@ def test_digits_end_at_90_percent_and_nearly_as_good(launch, tmp_path, processes
     zeros = sum(int((model[name] == 0).sum()) for name in masks)
     assert zeros == round(0.9 * weights) == summary["prune/zeros"]
     for name, packed in masks.items():
-        kept = np.unpackbits(packed, bitorder="little")[: model[name].size].astype(bool)
+        rows = model[name].reshape(model[name].shape[0], -1)
+        kept = np.unpackbits(packed, axis=1, bitorder="little")[:, : rows.shape[1]].astype(bool).ravel()
         assert not model[name].ravel()[~kept].any()
         assert not np.signbit(model[name].ravel()[~kept]).any()
         assert model[name].size - kept.sum() == summary["prune/layers"][name]["zeros"]
