@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,16 +17,22 @@ from distprune.errors import ConfigError
 from distprune.pruning import MaskMismatchError, NonFiniteError
 from distprune.tracking import JsonLines, Progress
 from distprune.tracking.logs import log_to_file, logger
+from distprune.training.checkpoint import Checkpoint, CheckpointError
 from distprune.training.results import summarize, versions, write_tensors
 from distprune.training.run_folder import RunFolder
 from distprune.training.setup import Job, make_job
+from distprune.training.stopping import Stopped
 from distprune.training.trainer import DivergedError
 
-EXPECTED = (NonFiniteError, MaskMismatchError, DivergedError)
+EXPECTED = (NonFiniteError, MaskMismatchError, DivergedError, CheckpointError)
+STOPPED_EARLY = 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, build, fit, close. Returns the exit code: 0 done, 1 failed, 2 the configuration is wrong."""
+    """Parse, build, fit, close.
+
+    Returns the exit code: 0 done, 1 failed, 2 the configuration is wrong, 75 stopped early, to go on when run again.
+    """
     parser = argparse.ArgumentParser(prog="distprune.train", description="Prune a model while it trains.")
     parser.add_argument("config", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
@@ -43,14 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "Choose another run.dir for a new run."
                 )
             return 0
-        job = make_job(config)
+        job = make_job(config, folder)
         if job.accelerator.is_main_process:
             folder.claim()
+        checkpoint = job.run_state.newest()
     except ConfigError as error:
         report(error)
         return 2
     try:
-        return _run(job, folder)
+        return _run(job, folder, checkpoint)
     finally:
         folder.release()
         if dist.is_initialized():
@@ -66,15 +72,17 @@ def report(error: ConfigError) -> None:
     print(f"distprune: {who}{error}", file=sys.stderr)
 
 
-def _run(job: Job, folder: RunFolder) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
+    job.stopper.listen()
     main_process, steps = job.accelerator.is_main_process, job.timetable.steps
     began = time.perf_counter()
     try:
         job.accelerator.wait_for_everyone()
         log_to_file(folder.logs, job.accelerator.process_index)
+        if checkpoint is not None:
+            job.trainer.resume(job.run_state.restore(checkpoint))
         if main_process:
-            _open(job, folder)
+            _open(job, folder, checkpoint)
         final = job.trainer.fit()
         trainer = job.trainer
         summary = summarize(
@@ -97,16 +105,28 @@ def _run(job: Job, folder: RunFolder) -> int:
             folder.write_status("done", trainer.step, steps)
             print_summary(summary, folder.path)
         return 0
+    except Stopped as stop:
+        if main_process:
+            folder.write_status("preempted", job.trainer.step, steps, str(stop))
+            job.trackers.preempt()
+            job.trackers.finish(None)
+            print(f"distprune: {stop}; the same command goes on", file=sys.stderr)
+        return STOPPED_EARLY
     except BaseException as error:
         _close_failed(job, folder, error)
         return 1
 
 
-def _open(job: Job, folder: RunFolder) -> None:
+def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     """Write what is known at the start, and let trackers take figures."""
+    begin = job.trainer.step
+    if checkpoint is None:
+        folder.clear()
+    else:
+        folder.go_back_to(begin, with_step=not checkpoint.state["progress"]["row"])
     folder.write_text(folder.config.name, dump_config(job.config))
-    folder.write_status("running", 0, job.timetable.steps)
-    progress = Progress(job.timetable.steps)
+    folder.write_status("running", begin, job.timetable.steps)
+    progress = Progress(job.timetable.steps, begin)
     job.trackers.add(JsonLines(folder.metrics))
     job.trackers.add(progress)
     if job.config.tracking.wandb.mode != "disabled":
@@ -119,6 +139,8 @@ def _open(job: Job, folder: RunFolder) -> None:
         f"{job.config.model.name}: {job.pruner.weights:,} weights, to sparsity {job.config.prune.sparsity:g} in "
         f"{job.timetable.steps:,} steps on {job.accelerator.num_processes} x {device}; run folder {folder.path}"
     )
+    if checkpoint is not None:
+        progress.say(f"going on from step {begin}, {checkpoint.path}")
     for warning in job.timetable.warnings:
         logger.warning(warning)
 

@@ -23,9 +23,8 @@ def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
     accelerator = make_accelerator(config)
     held_out = Images(config, config.data.eval_split, accelerator)
     model = place(make_model(config, len(held_out.data.classes)), config, accelerator.device)
-    batches = held_out.eval_batches()
-    check_fit(model, batches(), len(held_out.data.classes), accelerator)
-    result = evaluate(model, batches(), accelerator.autocast, accelerator.device)
+    check_fit(model, held_out.first_images(), len(held_out.data.classes), accelerator)
+    result = evaluate(model, held_out.eval_batches()(), accelerator.autocast, accelerator.device)
     weights = sum(p.numel() for p in model.parameters())
     nonzero = sum(int((p != 0).sum()) for p in model.parameters())
     figures = {

@@ -37,21 +37,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: lists every unknown key, wrong value and impossible combination.
     """
-    values, lines = _read(Path(path))
-    faults = [fault for word in overrides if (fault := _override(values, lines, word))]
-    config = None
+    values, lines, faults = _read(Path(path))
+    faults += [fault for word in overrides if (fault := _override(values, lines, word))]
+    config, wrong = None, set[str]()
     while config is None:
         try:
             config = Config.model_validate(values)
         except ValidationError as error:
-            problems = error.errors()
+            problems = [p for p in error.errors() if p["type"] != "missing" or _key(p["loc"]) not in wrong]
             faults += [_describe(problem, lines, str(path)) for problem in problems]
+            wrong |= {_key(problem["loc"]) for problem in problems}
             # Take out what is at fault and look again, so that combinations of the rest are checked too.
-            if sum(_remove(values, problem) for problem in problems) < len(problems):
+            if not problems or sum(_remove(values, problem) for problem in problems) < len(problems):
                 break
-    if config is not None:
-        for fault in combination_faults(config):
-            key, _, _ = fault.partition(":")
+    for fault in combination_faults(config) if config is not None else []:
+        key, _, _ = fault.partition(":")
+        if not any(name == key or name.startswith(f"{key}.") for name in wrong):
             faults.append(f"{_where(key, lines, str(path))}{fault}")
     if faults or config is None:
         raise ConfigError(*dict.fromkeys(faults), source=str(path))
@@ -70,8 +71,8 @@ def json_schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The file's values, and the line of each dotted key."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int], list[str]]:
+    """The file's values, the line of each dotted key, and keys that are given twice."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -86,7 +87,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError(f"not valid YAML: {error}".replace("\n", " "), source=str(path)) from None
     if not isinstance(values, dict):
         raise ConfigError("a configuration is a mapping of sections such as model, data, prune", source=str(path))
-    return values, dict(_key_lines(tree))
+    lines: dict[str, int] = {}
+    twice, again = [], set[str]()
+    for key, line in _key_lines(tree):
+        if key in lines and key.rpartition(".")[0] not in again:
+            again.add(key)
+            twice.append(f"{path}:{line}, {key}: is given twice, before in line {lines[key]}; leave one out")
+        lines.setdefault(key, line)
+    return values, lines, twice
 
 
 def _siblings(path: Path) -> list[str]:
@@ -119,9 +127,17 @@ def _override(values: dict[str, Any], lines: dict[str, int], word: str) -> str |
         if not isinstance(place, dict):
             return f"{key} on the command line: {section} is a single value, not a section"
     place[last] = value
-    lines[key] = 0
+    lines.update({name: 0 for name in lines if name.startswith(f"{key}.")})
+    lines.update(dict.fromkeys(_dotted(value, key), 0))
     place.pop(INSTEAD_OF.get(last, ""), None)
     return None
+
+
+def _dotted(value: Any, key: str) -> Iterator[str]:
+    yield key
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _dotted(inner, f"{key}.{name}")
 
 
 def _describe(problem: Any, lines: dict[str, int], source: str) -> str:

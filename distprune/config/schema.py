@@ -15,7 +15,9 @@ PhaseName = Literal["dense", "prune", "finetune"]
 class Section(BaseModel):
     """A part of the configuration: unknown keys and wrong types are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Run(Section):
@@ -23,7 +25,7 @@ class Run(Section):
 
     dir: str | None = None
     """Run folder. Default: runs/NAME, after the configuration file."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seeds weights, sample order and augmentation."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that is there."""
@@ -33,6 +35,8 @@ class Run(Section):
     """Compile student and teacher with torch.compile."""
     log_every: Count = 50
     """Optimizer steps between logged lines."""
+    max_minutes: Positive | None = None
+    """Time budget of one start: then a checkpoint is written and the run stops, to go on when started again."""
 
 
 class Model(Section):
@@ -161,6 +165,13 @@ class AdamW(Section):
     """torch's fused kernel."""
 
 
+def _optimizer_name(value: Any) -> Any:
+    return value.get("name", "sgd") if isinstance(value, dict) else getattr(value, "name", "sgd")
+
+
+Optimizer = Annotated[Annotated[SGD, Tag("sgd")] | Annotated[AdamW, Tag("adamw")], Discriminator(_optimizer_name)]
+
+
 class Prune(Section):
     """What is pruned, how far, and how fast."""
 
@@ -216,6 +227,17 @@ class Eval(Section):
     """Images per forward pass and rank."""
 
 
+class Checkpoint(Section):
+    """When the state of a run is saved, beside the end of each phase and the moment it is stopped."""
+
+    every: Count | None = 1000
+    """Optimizer steps between checkpoints; null leaves them to the ends of phases."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """How many of the newest are kept, beside the first at the final sparsity."""
+    max_failures: Count = 3
+    """How many saves in a row may fail before the run does."""
+
+
 class Wandb(Section):
     """Weights & Biases."""
 
@@ -250,9 +272,10 @@ class Config(Section):
     prune: Prune
     phases: Phases = Phases()
     train: Train = Train()
-    optimizer: Annotated[SGD | AdamW, Field(discriminator="name")] = SGD()
+    optimizer: Optimizer = SGD()
     distill: Distill | None = None
     eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
     tracking: Tracking = Tracking()
 

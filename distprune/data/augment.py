@@ -17,6 +17,10 @@ class BatchRandomCrop:
     size: int
     padding: int = 0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or not isinstance(self.padding, int):
+            raise TypeError(f"size and padding are whole numbers, got {self.size} and {self.padding}")
+
     def __call__(self, images: Tensor, draws: Sequence[int]) -> Tensor:
         """Crop `images` (N x C x H x W), each at the place that its draw, an integer of 64 random bits, says.
 

@@ -59,7 +59,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Runs on the device that holds the images, so that a quarter of the bytes travel to it.
     """
     scaled = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-    return scaled.sub_(mean[:, None, None]).div_(std[:, None, None])
+    return (scaled - mean[:, None, None]).div_(std[:, None, None])
 
 
 def _loader(samples: Dataset[Batch], batches: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
@@ -71,6 +71,8 @@ def _loader(samples: Dataset[Batch], batches: Any, workers: int, pin_memory: boo
         pin_memory=pin_memory,
         worker_init_fn=_ignore_signals,
         prefetch_factor=4 if workers else None,
+        # Without one of its own, a loader draws from the generator that dropout draws from.
+        generator=torch.Generator(),
     )
 
 

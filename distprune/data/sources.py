@@ -69,10 +69,12 @@ def _load(config: Data, split: str) -> datasets.Dataset:
     else:
         where = {"path": {"parquet": "parquet", "folder": "imagefolder"}[config.source], "data_dir": config.path}
     datasets.disable_progress_bars()
+    # What goes wrong is raised as well, and told once.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         return datasets.load_dataset(**where, split=split)
     except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ConfigError(f"data: cannot load split {split!r} of {config.source} {config.path}: {reason}") from error
 
 

@@ -61,7 +61,8 @@ class StreamStore:
         return len(self._encoded)
 
     def get(self, indices: list[int]) -> list[Tensor]:
-        return [torch.from_numpy(_decode(image, self._mode)) for image in self._encoded[indices][self._column]]
+        images = zip(self._encoded[indices][self._column], indices, strict=True)
+        return [torch.from_numpy(_decode(image, index, self._mode)) for image, index in images]
 
 
 class UnequalSizeError(Exception):
@@ -130,7 +131,8 @@ def _decode_all(table: datasets.Dataset, column: str, mode: str, pixels: Any) ->
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         for begin in range(0, len(encoded), DECODE_BATCH):
             batch = encoded[begin : begin + DECODE_BATCH][column]
-            for offset, image in enumerate(pool.map(lambda item: _decode(item, mode), batch)):
+            named = [(item, begin + offset) for offset, item in enumerate(batch)]
+            for offset, image in enumerate(pool.map(lambda pair: _decode(pair[0], pair[1], mode), named)):
                 if image.shape != pixels.shape[1:]:
                     raise UnequalSizeError(
                         f"image {begin + offset} is {image.shape[2]}x{image.shape[1]}, the first "
@@ -144,7 +146,12 @@ def _encoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _decode(image: dict[str, Any], mode: str) -> Pixels:
-    with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
-        pixels = np.array(opened.convert(mode))
+def _decode(image: dict[str, Any] | None, index: int, mode: str) -> Pixels:
+    if image is None:
+        raise ConfigError(f"data.image_column: image {index} is missing")
+    try:
+        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
+            pixels = np.array(opened.convert(mode))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data.image_column: image {index} cannot be read: {error}") from None
     return pixels[None] if mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))

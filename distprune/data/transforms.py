@@ -61,17 +61,22 @@ class Transforms:
     def _run(self, begin: int, end: int, images: Tensor, tokens: Sequence[Token]) -> Tensor:
         for place in range(begin, end):
             transform = self._chain[place]
-            if isinstance(transform, DETERMINISTIC):
-                images = transform(images)
-                continue
             draws = [mix(self._seed, *token, place) for token in tokens]
-            if isinstance(transform, Drawing):
-                images = transform(images, draws)
-            else:
-                # torch.manual_seed would also queue a seeding of every GPU, once per image.
-                torch.default_generator.manual_seed(draws[0])
-                images = transform(images)
+            try:
+                images = _apply(transform, images, draws)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise ValueError(f"{type(transform).__name__} fails: {error}") from error
         return images
+
+
+def _apply(transform: nn.Module | Drawing, images: Tensor, draws: Sequence[int]) -> Tensor:
+    if isinstance(transform, Drawing):
+        return transform(images, draws)
+    if not isinstance(transform, DETERMINISTIC):
+        # torch.manual_seed would also queue a seeding of every GPU, once per image.
+        torch.default_generator.manual_seed(draws[0])
+    transformed: Tensor = transform(images)
+    return transformed
 
 
 def _build(step: str | dict[str, dict[str, Any]], key: str) -> nn.Module | Drawing:
@@ -85,12 +90,12 @@ def _build(step: str | dict[str, dict[str, Any]], key: str) -> nn.Module | Drawi
             f"{key}: torchvision.transforms.v2 has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         )
     try:
+        # Ours know these arguments, as single numbers; torchvision's own does the rest.
+        batched = BATCHED.get(name)
+        if batched and arguments.keys() <= {f.name for f in fields(batched)}:
+            if all(isinstance(value, (int, float)) for value in arguments.values()):
+                return batched(**arguments)
         transform: nn.Module = getattr(v2, name)(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {name} does not take {arguments}: {error}") from None
-    # Ours know these arguments, as whole numbers; torchvision's own does the rest.
-    batched = BATCHED.get(name)
-    if batched and arguments.keys() <= {f.name for f in fields(batched)}:
-        if all(isinstance(value, (int, float)) for value in arguments.values()):
-            return batched(**arguments)
     return transform

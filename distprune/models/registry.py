@@ -36,7 +36,7 @@ def build_model(name: str, args: dict[str, Any], num_classes: int, key: str = "m
         args = {"num_classes": num_classes, **args}
     try:
         model = constructor(**args)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{key}.args: {name} cannot be made with {args}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{key}.name: {name} returns a {type(model).__name__}, not a torch.nn.Module")
@@ -74,7 +74,7 @@ def _find(name: str, key: str) -> tuple[Constructor, bool]:
 def _imported(module: str, entry: str, name: str, key: str) -> tuple[Constructor, bool]:
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"{key}.name: cannot import {module!r} for {name}: {error}") from error
     if not callable(constructor := getattr(found, entry, None)):
         raise ConfigError(f"{key}.name: {module} has no function {entry!r}{_near(entry, dir(found))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,8 +26,8 @@ def load_weights(model: nn.Module, path: str, key: str = "model.weights") -> Non
     Raises:
         ConfigError: the file cannot be read, or keys or shapes do not fit; lists them. The model is unchanged.
     """
-    state = _strip(_read(Path(path).expanduser(), key))
     own = model.state_dict()
+    state = _strip(_read(Path(path).expanduser(), key), own)
     # A counter that checkpoints of old torch versions lack and that inference does not read.
     state = {n: own[n] for n in own if n.endswith("num_batches_tracked")} | state
     missing = sorted(own.keys() - state.keys())
@@ -48,22 +49,28 @@ def load_weights(model: nn.Module, path: str, key: str = "model.weights") -> Non
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = "no such file" if not path.exists() else str(error).splitlines()[0]
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(f"{key}: cannot read {path}: it holds other things than tensors") from None
+    except (OSError, EOFError, RuntimeError, LookupError, ValueError, AttributeError, SafetensorError) as error:
+        text = str(error).strip()
+        reason = "no such file" if not path.exists() else text.splitlines()[0] if text else type(error).__name__
         raise ConfigError(f"{key}: cannot read {path}: {reason}") from None
     for envelope in ENVELOPES:
         if isinstance(content, dict) and isinstance(content.get(envelope), dict):
             content = content[envelope]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise ConfigError(f"{key}: {path} holds no state_dict (tensors by name)")
     return dict(content)
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+def _strip(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take wrappers' prefixes off, in whatever order they were put on, until names are the model's own."""
+    while not own.keys() & state.keys():
+        prefix = next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state

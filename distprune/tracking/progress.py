@@ -25,16 +25,18 @@ class Progress:
 
     Args:
         steps: steps of the whole run.
+        begin: the step it goes on from.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, begin: int = 0) -> None:
         self._steps = steps
+        self._begin = begin
         self._began = time.monotonic()
         self._shown: dict[str, float] = {}
         self._bar = None
         if sys.stderr.isatty():
             layout = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
-            self._bar = tqdm(total=steps, dynamic_ncols=True, bar_format=layout)
+            self._bar = tqdm(total=steps, initial=begin, dynamic_ncols=True, bar_format=layout)
 
     def log(self, row: Row) -> None:
         """Bring the bar up to `row`, or print it as a line."""
@@ -52,15 +54,18 @@ class Progress:
         """Print one line, above the bar where there is one."""
         tqdm.write(text, file=sys.stderr)
 
+    def preempt(self) -> None:
+        """Nothing to say; the caller prints how to go on."""
+
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
 
     def _left(self, step: int) -> str:
-        if step == 0 or step >= self._steps:
+        if step <= self._begin or step >= self._steps:
             return ""
-        seconds = (time.monotonic() - self._began) / step * (self._steps - step)
+        seconds = (time.monotonic() - self._began) / (step - self._begin) * (self._steps - step)
         return f", {tqdm.format_interval(seconds)} left"
 
     @staticmethod

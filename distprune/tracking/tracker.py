@@ -18,8 +18,12 @@ class Tracker(Protocol):
         """Take the figures of one step."""
         ...
 
+    def preempt(self) -> None:
+        """The run was stopped and will go on; `finish` follows."""
+        ...
+
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Close; `summary` is that of a run that is done, None of one that failed."""
+        """Close; `summary` is that of a run that is done, None of one that is not."""
         ...
 
 
@@ -38,6 +42,11 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log(row)
 
+    def preempt(self) -> None:
+        """Tell every tracker that the run will go on."""
+        for tracker in self._trackers:
+            tracker.preempt()
+
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Close every tracker."""
         for tracker in self._trackers:
@@ -55,6 +64,9 @@ class JsonLines:
         """Append one line."""
         self._file.write(json.dumps(dict(row)) + "\n")
         self._file.flush()
+
+    def preempt(self) -> None:
+        """Nothing to say."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Close the file."""

@@ -32,7 +32,8 @@ class WandbTracker:
 
     def __init__(self, settings: Wandb, folder: Path, config: Mapping[str, Any]) -> None:
         id_file = folder / "wandb_id"
-        id_file.write_text(secrets.token_hex(4))
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4))
         self._run = wandb.init(
             mode=_mode(settings),
             project=settings.project,
@@ -55,6 +56,10 @@ class WandbTracker:
     def log(self, row: Row) -> None:
         """Log one row."""
         self._run.log(dict(row))
+
+    def preempt(self) -> None:
+        """Say that the run was stopped and will go on."""
+        self._run.mark_preempting()
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Add the summary and close the run, as failed where there is none."""

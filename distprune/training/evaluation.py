@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +23,13 @@ class EvalResult:
     samples: int
 
 
+def sync_buffers(model: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0, as DDP does before it trains on: batch norm counts on each rank alone."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -33,6 +41,7 @@ def evaluate(
     The model must not be wrapped in DDP, whose forward waits for other ranks: parts may differ in length. It is left
     in the mode, train or eval, that it came in.
     """
+    sync_buffers(model)
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)

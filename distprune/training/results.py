@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from contextlib import suppress
@@ -29,8 +30,9 @@ def versions() -> dict[str, str]:
 
 def write_tensors(folder: RunFolder, model: nn.Module, pruner: Pruner) -> None:
     """Write model.safetensors (zeros in place, keys of the plain model) and masks.safetensors (packed bits)."""
-    shapes = {name: " ".join(map(str, mask.shape)) for name, mask in pruner.masks.items()}
-    folder.write_tensors(folder.masks.name, pruner.state_dict()["masks"], shapes)
+    shapes = {name: list(mask.shape) for name, mask in pruner.masks.items()}
+    # One entry, since the order of several is not always the same.
+    folder.write_tensors(folder.masks.name, pruner.state_dict()["masks"], {"shapes": json.dumps(shapes)})
     folder.write_tensors(folder.model.name, plain_state_dict(model), {"format": "pt"})
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from distprune.errors import ConfigError
 
 State = Literal["running", "done", "preempted", "failed"]
-OF_ONE_START = ("metrics.jsonl", "wandb_id")
+OF_ONE_RUN = ("metrics.jsonl", "wandb_id", "teacher.safetensors", "stop")
 
 
 class RunFolder:
@@ -41,6 +41,21 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def teacher(self) -> Path:
+        """The dense model of a run that trained it, kept for the starts that follow."""
+        return self.path / "teacher.safetensors"
+
+    @property
+    def stop_file(self) -> Path:
+        """Whoever makes this file asks the run to stop."""
+        return self.path / "stop"
+
+    @property
+    def checkpoints(self) -> Path:
+        """See `distprune.training.checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
     def masks(self) -> Path:
         """The final masks, packed."""
         return self.path / "masks.safetensors"
@@ -63,7 +78,7 @@ class RunFolder:
         return (self.status() or {}).get("state") == "done"
 
     def claim(self) -> None:
-        """Make the folder ready for one process to write, until that ends. Clears what a failed start left.
+        """Make the folder ready for one process to write, until that ends.
 
         Raises:
             ConfigError: another process trains here, or the folder cannot be written.
@@ -78,8 +93,25 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise ConfigError(f"run.dir: cannot write to {self.path}: {error.strerror}") from None
-        for name in OF_ONE_START:
+
+    def clear(self) -> None:
+        """Delete what a start left that wrote no checkpoint to go on from."""
+        for name in OF_ONE_RUN:
             (self.path / name).unlink(missing_ok=True)
+
+    def go_back_to(self, step: int, with_step: bool) -> None:
+        """Drop logged steps behind `step`, and that itself unless `with_step`: they will be logged again."""
+        self.stop_file.unlink(missing_ok=True)
+        rows = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        kept = []
+        for row in rows:
+            try:
+                at = json.loads(row)["trainer/step"]
+            except json.JSONDecodeError:
+                break  # the last line of a process that was killed while it wrote
+            if at < step or (with_step and at == step):
+                kept.append(row + "\n")
+        self.write_text(self.metrics.name, "".join(kept))
 
     def release(self) -> None:
         """Let others write to the folder again."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,17 +18,23 @@ from torch.utils.data import DataLoader
 from distprune.config import Config
 from distprune.config.schema import AdamW, Teacher
 from distprune.data import ImageData, Order, eval_loader, load_images, normalize, train_loader
-from distprune.data.sampler import mix
 from distprune.data.transforms import Transforms
 from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
 from distprune.pruning import Pruner
 from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
+from distprune.training.checkpoint import Checkpoints
 from distprune.training.evaluation import EvalResult, evaluate
 from distprune.training.phases import Span, Timetable, make_timetable
+from distprune.training.run_folder import RunFolder, plain_state_dict
+from distprune.training.run_state import RunState
+from distprune.training.stopping import Stopper
 from distprune.training.tasks import Classification, Distillation, Task
 from distprune.training.trainer import Trainer
+
+# Steps between the ranks' agreements on whether to stop.
+STOP_EVERY = 10
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -73,31 +81,55 @@ class Images:
         self._pin = device.type == "cuda"
         self._memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
 
+    def first_images(self, training: bool = False) -> Tensor:
+        """Two images as the model will see them, on the device.
+
+        Raises:
+            ConfigError: a transform fails, or makes images of unequal size.
+        """
+        key = "data.train_transforms" if training else "data.eval_transforms"
+        indices = [0, len(self.data) - 1]
+        try:
+            images = self._transforms(training)(self.data.images.get(indices), [(0, index) for index in indices])
+            return self._on_device(images)
+        except ConfigError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            remedy = "; Resize and CenterCrop make them equal" if "equal size" in reason else ""
+            raise ConfigError(f"{key}: fail on the first images: {reason}{remedy}") from error
+
     def train_batches(self, order: Order, begin: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Micro-batches from step `begin` on, without end."""
         config, ranks = self._config, self._accelerator
-        transforms = Transforms(config.data.train_transforms, config.run.seed, "data.train_transforms")
         loader = train_loader(
-            self.data, transforms, order, begin, ranks.process_index, ranks.num_processes, config.train.accumulate,
-            config.data.workers, self._pin,
+            self.data, self._transforms(training=True), order, begin, ranks.process_index, ranks.num_processes,
+            config.train.accumulate, config.data.workers, self._pin,
         )  # fmt: skip
         return self._ready(loader)
 
     def eval_batches(self) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
         """This rank's part of the split, anew at each call."""
         config, ranks = self._config, self._accelerator
-        transforms = Transforms(config.data.eval_transforms, config.run.seed, "data.eval_transforms")
         loader = eval_loader(
-            self.data, transforms, config.eval.batch_size, ranks.process_index, ranks.num_processes,
-            config.data.workers, self._pin,
+            self.data, self._transforms(training=False), config.eval.batch_size, ranks.process_index,
+            ranks.num_processes, config.data.workers, self._pin,
         )  # fmt: skip
         return lambda: self._ready(loader)
 
+    def _transforms(self, training: bool) -> Transforms:
+        data, seed = self._config.data, self._config.run.seed
+        if training:
+            return Transforms(data.train_transforms, seed, "data.train_transforms")
+        return Transforms(data.eval_transforms, seed, "data.eval_transforms")
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        on_device = images.to(self._accelerator.device, non_blocking=True, memory_format=self._memory_format)
+        return normalize(on_device, self._mean, self._std)
+
     def _ready(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self._accelerator.device
         for images, labels in loader:
-            on_device = images.to(device, non_blocking=True, memory_format=self._memory_format)
-            yield normalize(on_device, self._mean, self._std), labels.to(device, non_blocking=True)
+            yield self._on_device(images), labels.to(self._accelerator.device, non_blocking=True)
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
@@ -143,11 +175,14 @@ def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
 class Tasks:
     """The task of each phase, with the teacher made when it is first needed."""
 
-    def __init__(self, config: Config, model: nn.Module, classes: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: Config, model: nn.Module, classes: int, accelerator: Accelerator, folder: RunFolder
+    ) -> None:
         self._config = config
         self._model = model
         self._classes = classes
         self._accelerator = accelerator
+        self._folder = folder
         # Loaded at once: a file that is not there should end the run before it begins.
         teacher = load_teacher(config, classes)
         self.teacher = None if teacher is None else place(teacher, config, accelerator.device)
@@ -165,8 +200,12 @@ class Tasks:
 
     def _from_student(self) -> nn.Module:
         # Built anew: a copy of the wrapped student would call the student's own forward.
+        # Kept in a file: a start that goes on in a later phase finds the student pruned already.
+        if self._accelerator.is_main_process and not self._folder.teacher.exists():
+            self._folder.write_tensors(self._folder.teacher.name, plain_state_dict(unwrap(self._model)), {})
+        self._accelerator.wait_for_everyone()
         model = build_model(self._config.model.name, self._config.model.args, self._classes)
-        model.load_state_dict(unwrap(self._model).state_dict())
+        load_weights(model, str(self._folder.teacher), "distill.teacher")
         return place(model, self._config, self._accelerator.device)
 
 
@@ -182,10 +221,12 @@ class Job:
     tasks: Tasks
     timetable: Timetable
     trackers: Trackers
+    run_state: RunState
+    stopper: Stopper
 
 
-def make_job(config: Config) -> Job:
-    """Make the objects of a run.
+def make_job(config: Config, folder: RunFolder) -> Job:
+    """Make the objects of a run that is to write to `folder`.
 
     Raises:
         ConfigError: something the configuration names is missing or does not fit.
@@ -193,29 +234,39 @@ def make_job(config: Config) -> Job:
     accelerator = make_accelerator(config)
     train = Images(config, config.data.train_split, accelerator)
     held_out = Images(config, config.data.eval_split, accelerator)
+    check_labels(train.data, held_out.data, config.data.eval_split)
     order = make_order(config, len(train.data), accelerator.num_processes)
     timetable = make_timetable(config, order.steps_per_epoch)
     classes = len(train.data.classes)
     bare = place(make_model(config, classes), config, accelerator.device)
+    check_fit(bare, held_out.first_images(), classes, accelerator)
+    check_fit(bare, train.first_images(training=True), classes, accelerator, train=True)
     eval_batches = held_out.eval_batches()
-    check_fit(bare, eval_batches(), classes, accelerator)
     model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
     pruner = make_pruner(model, optimizer, timetable, config)
-    tasks = Tasks(config, model, classes, accelerator)
+    tasks = Tasks(config, model, classes, accelerator, folder)
+    if tasks.teacher is not None:
+        check_teacher(tasks.teacher, bare, train.first_images(training=True), classes, accelerator)
     trackers = Trackers()
-    # From here on randomness (dropout, say) may differ between ranks; samples and augmentation have seeds of their own.
-    torch.manual_seed(mix(config.run.seed, accelerator.process_index))
+    stopper = Stopper(folder.stop_file, config.run.max_minutes, STOP_EVERY)
+    checkpoints = Checkpoints(
+        folder.checkpoints, accelerator.process_index, accelerator.num_processes, config.checkpoint.keep
+    )
+    run_state = RunState(
+        config, accelerator, bare, optimizer.optimizer, pruner, checkpoints, config.checkpoint.max_failures
+    )
 
     def evaluate_held_out() -> EvalResult:
         return evaluate(bare, eval_batches(), accelerator.autocast, accelerator.device)
 
     trainer = Trainer(
-        accelerator, model, optimizer, pruner, timetable, train.train_batches(order, begin=0), tasks.for_span,
-        evaluate_held_out, trackers,
+        accelerator, model, optimizer, pruner, timetable, partial(train.train_batches, order), tasks.for_span,
+        evaluate_held_out, trackers, run_state, stopper,
         batch_size=config.train.batch_size, accumulate=config.train.accumulate, steps_per_epoch=order.steps_per_epoch,
         clip_norm=config.train.clip_norm, log_every=config.run.log_every, eval_every=config.eval.every,
+        save_every=config.checkpoint.every, seed=config.run.seed,
     )  # fmt: skip
-    return Job(config, accelerator, trainer, pruner, bare, tasks, timetable, trackers)
+    return Job(config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, stopper)
 
 
 def make_order(config: Config, samples: int, world_size: int) -> Order:
@@ -255,28 +306,55 @@ def make_pruner(model: nn.Module, optimizer: Optimizer, timetable: Timetable, co
         raise ConfigError(f"prune: {error}") from error
 
 
-@torch.inference_mode()
+def check_labels(train: ImageData, held_out: ImageData, name: str) -> None:
+    """Refuse labels of the held-out split `name` that training knows nothing of.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    beyond = (held_out.labels >= len(train.classes)).nonzero()
+    if len(beyond):
+        sample = int(beyond[0])
+        raise ConfigError(
+            f"data.eval_split: sample {sample} of {name} has label {int(held_out.labels[sample])}, but data.train_split "
+            f"has only {len(train.classes)} classes"
+        )
+
+
+def check_teacher(teacher: nn.Module, student: nn.Module, images: Tensor, classes: int, ranks: Accelerator) -> None:
+    """Run two images through the teacher and the student.
+
+    Raises:
+        ConfigError: images do not fit the teacher, or its outputs are not as many as the student's.
+    """
+    check_fit(teacher, images, classes, ranks, "distill.teacher")
+    with torch.no_grad(), ranks.autocast():
+        theirs, ours = (net.eval()(images[:2]).shape[1] for net in (teacher, student))
+    if theirs != ours:
+        raise ConfigError(f"distill.teacher: has {theirs} outputs, but the student has {ours}; they must be as many")
+
+
 def check_fit(
-    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], classes: int, accelerator: Accelerator
+    model: nn.Module, images: Tensor, classes: int, accelerator: Accelerator, key: str = "model", train: bool = False
 ) -> None:
-    """Run one small batch through the model.
+    """Run two images through the model, or through a copy of it in training mode.
 
     Raises:
         ConfigError: images do not fit the model, or it has fewer outputs than there are classes.
     """
-    images, _ = next(batches)
-    shape = tuple(images.shape[1:])
-    model.eval()
+    shape, name = tuple(images.shape[1:]), type(model).__name__
+    model = copy.deepcopy(model).train() if train else model.eval()
     try:
-        with accelerator.autocast():
+        with torch.no_grad(), accelerator.autocast():
             logits = model(images[:2])
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model: {type(model).__name__} does not take images of {shape}: {reason}") from error
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{key}: {name} does not take images of {shape}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise ConfigError(f"model: {type(model).__name__} does not return logits of shape (batch, classes)")
+        mode = " in training mode" if train else ""
+        raise ConfigError(f"{key}: {name} does not return logits of shape (batch, classes){mode}")
     if logits.shape[1] < classes:
         raise ConfigError(
-            f"model: {type(model).__name__} has {logits.shape[1]} outputs, but data has {classes} classes; set "
-            f"model.args.num_classes={classes}"
+            f"{key}: {name} has {logits.shape[1]} outputs, but data has {classes} classes; set "
+            f"{key}.args.num_classes={classes}"
         )

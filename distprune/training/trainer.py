@@ -9,7 +9,8 @@ for each phase:
         optimizer step
         pruner step                       nothing, unless the schedule says so
         log, evaluate                     where due
-    evaluate
+        checkpoint, stop                  where due
+    evaluate, checkpoint
 """
 
 from __future__ import annotations
@@ -18,17 +19,22 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from distprune.data.sampler import mix
 from distprune.pruning import Pruner
 from distprune.tracking import Trackers
+from distprune.tracking.logs import logger
 from distprune.training.evaluation import EvalResult
 from distprune.training.phases import Span, Timetable
+from distprune.training.run_state import RunState
+from distprune.training.stopping import Stopped, Stopper
 from distprune.training.tasks import Task
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -52,13 +58,25 @@ class Meter:
             self.sums[name] = self.sums[name] + value * samples if name in self.sums else value * samples
         self.samples += samples
 
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all ranks since the last call. One collective and one wait for the device."""
+    def total(self, accelerator: Accelerator) -> dict[str, float]:
+        """The sums over all ranks, and samples. One collective and one wait for the device."""
+        if not self.sums:
+            return {}
         local = torch.stack([*self.sums.values(), next(iter(self.sums.values())).new_tensor(self.samples)])
-        *sums, samples = accelerator.reduce(local, "sum").tolist()
-        names = list(self.sums)
+        return dict(zip([*self.sums, "samples"], accelerator.reduce(local, "sum").tolist(), strict=True))
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all ranks since the last call."""
+        sums = self.total(accelerator)
+        samples = sums.pop("samples")
         self.sums, self.samples = {}, 0
-        return {name: total / samples for name, total in zip(names, sums, strict=True)}
+        return {name: total / samples for name, total in sums.items()}
+
+    def restore(self, total: dict[str, float], accelerator: Accelerator) -> None:
+        """Go on from the sums that `total` gave, on whatever number of ranks."""
+        mine = total if accelerator.is_main_process else dict.fromkeys(total, 0.0)
+        self.sums = {n: torch.tensor(v, device=accelerator.device) for n, v in mine.items() if n != "samples"}
+        self.samples = round(mine.get("samples", 0))
 
 
 class Trainer:
@@ -70,15 +88,18 @@ class Trainer:
         optimizer: its optimizer, prepared too.
         pruner: holds the masks.
         timetable: phases and when they begin and end.
-        batches: this rank's micro-batches without end, normalised and on the device.
+        batches_from: this rank's micro-batches, normalised and on the device, without end, from a global batch on.
         task_for: the task of a phase, asked for when the phase begins.
         evaluate: counts accuracy on the evaluation set, on all ranks.
         trackers: take the figures.
+        run_state: writes checkpoints.
+        stopper: says when to stop early.
         batch_size: samples per step over all ranks.
         accumulate: micro-batches per step and rank.
         steps_per_epoch: for trainer/epoch.
         clip_norm: largest gradient norm, or None.
-        log_every, eval_every: steps between logged lines and evaluations.
+        log_every, eval_every, save_every: steps between logged lines, evaluations and checkpoints.
+        seed: seeds whatever the model draws in a step (dropout), with the rank and the number of the batch.
     """
 
     def __init__(
@@ -88,10 +109,12 @@ class Trainer:
         optimizer: Optimizer,
         pruner: Pruner,
         timetable: Timetable,
-        batches: Batches,
+        batches_from: Callable[[int], Batches],
         task_for: Callable[[Span], Task],
         evaluate: Callable[[], EvalResult],
         trackers: Trackers,
+        run_state: RunState,
+        stopper: Stopper,
         *,
         batch_size: int,
         accumulate: int,
@@ -99,63 +122,87 @@ class Trainer:
         clip_norm: float | None,
         log_every: int,
         eval_every: int | None,
+        save_every: int | None,
+        seed: int,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
         self.optimizer = optimizer
         self.pruner = pruner
         self.timetable = timetable
-        self.batches = batches
+        self.batches_from = batches_from
         self.task_for = task_for
         self.evaluate = evaluate
         self.trackers = trackers
+        self.run_state = run_state
+        self.stopper = stopper
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.steps_per_epoch = steps_per_epoch
         self.clip_norm = clip_norm
         self.log_every = log_every
         self.eval_every = eval_every
+        self.save_every = save_every
+        self.seed = seed
         self.step = 0
+        self.batches_taken = 0
         self.dense: EvalResult | None = None
         self.last: EvalResult | None = None
         self.train_seconds = 0.0
         self._meter = Meter()
         self._clock = time.perf_counter()
         self._at_last_log = (0, 0.0)
+        self._row: dict[str, float] = {}
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        """Go on from what `_progress` told a checkpoint."""
+        self.step, self.batches_taken = progress["step"], progress["batches_taken"]
+        self.dense, self.last = (EvalResult(**e) if e else None for e in (progress["dense"], progress["last"]))
+        self.train_seconds = progress["train_seconds"]
+        self._at_last_log = (progress["at_last_log"][0], progress["at_last_log"][1])
+        self._row = progress["row"]
+        self._meter.restore(progress["meter"], self.accelerator)
 
     def fit(self) -> EvalResult:
         """Train to the end of the timetable and return the final evaluation.
 
         Raises:
             DivergedError: the loss is not finite on a step that is logged.
+            Stopped: the run was asked to stop, and has saved its state.
+            CheckpointError: too many saves have failed.
             NonFiniteError, MaskMismatchError: see `Pruner.step`.
         """
         self.model.train()
-        row: dict[str, float] = {}
+        batches = self.batches_from(self.batches_taken)
         for span in self.timetable.spans:
+            if self.step >= span.end:
+                continue
             if span.name != "dense" and self.dense is None:
-                row = row or self._evaluate()
+                self._row = self._row or self._evaluate()
                 self.dense = self.last
             task = self.task_for(span)
             # The dense model has been evaluated, and taken as teacher, by the time it is first pruned.
-            self._log(row | self._update_masks())
+            self._row |= self._update_masks()
+            self._log()
             self._clock = time.perf_counter()
             while self.step < span.end:
-                if self._train_step(task, span):
+                if self._train_step(task, span, batches):
                     self.step += 1
-                    row = self._after_step(span)
-                    if self.step < span.end:
-                        self._log(row)
-        self._log(row)
+                    self._after_step(span)
+                    self._save_or_stop(span)
+        self._log()
         assert self.last is not None
         return self.last
 
-    def _train_step(self, task: Task, span: Span) -> bool:
+    def _train_step(self, task: Task, span: Span, batches: Batches) -> bool:
         """One optimizer step over the global batch; False where the gradient scaler skipped it."""
+        # Drawn anew at every step, what the model draws need not be saved.
+        torch.manual_seed(mix(self.seed, self.accelerator.process_index, self.batches_taken))
+        self.batches_taken += 1
         for group in self.optimizer.param_groups:
             group["lr"] = span.lr(self.step)
         for micro in range(self.accumulate):
-            images, labels = next(self.batches)
+            images, labels = next(batches)
             last = micro + 1 == self.accumulate
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 output = task(images, labels)
@@ -171,16 +218,40 @@ class Trainer:
         self.optimizer.zero_grad()
         return self.pruner.steps_done > self.step
 
-    def _after_step(self, span: Span) -> dict[str, float]:
-        """Prune and evaluate where due; the figures to log."""
-        row: dict[str, float] = {}
+    def _after_step(self, span: Span) -> None:
+        """Prune, evaluate and log where due. A phase's last figures wait: the next phase may add to them."""
         if span.name != "dense" or self.step < span.end:
-            row |= self._update_masks()
+            self._row |= self._update_masks()
         if _is_due(self.log_every, self.step, span):
-            row |= self._train_figures(span)
+            self._row |= self._train_figures(span)
         if _is_due(self.eval_every, self.step, span):
-            row |= self._evaluate()
-        return row
+            self._row |= self._evaluate()
+        if self.step < span.end:
+            self._log()
+
+    def _save_or_stop(self, span: Span) -> None:
+        reason = self.stopper.reason(self.step)
+        if reason is None and not _is_due(self.save_every, self.step, span):
+            return
+        at_final = span.name == "prune" and self.step == span.end
+        problem = self.run_state.save(self.step, self._progress(), spare=at_final)
+        if reason is not None:
+            raise Stopped(f"stopped by {reason} at step {self.step}" + (f"; {problem}" if problem else ""))
+        if problem:
+            logger.warning(f"{problem}; the run goes on, and earlier checkpoints are whole")
+
+    def _progress(self) -> dict[str, Any]:
+        self._stop_clock()
+        return {
+            "step": self.step,
+            "batches_taken": self.batches_taken,
+            "dense": self.dense and asdict(self.dense),
+            "last": self.last and asdict(self.last),
+            "train_seconds": self.train_seconds,
+            "at_last_log": self._at_last_log,
+            "row": self._row,
+            "meter": self._meter.total(self.accelerator),
+        }
 
     def _evaluate(self) -> dict[str, float]:
         self._stop_clock()
@@ -220,9 +291,11 @@ class Trainer:
             **{f"prune/layer/{name}": layer.sparsity for name, layer in self.pruner.layers().items()},
         }
 
-    def _log(self, row: dict[str, float]) -> None:
-        if row:
-            self.trackers.log({"trainer/step": self.step, "trainer/epoch": self.step / self.steps_per_epoch, **row})
+    def _log(self) -> None:
+        if self._row:
+            place = {"trainer/step": self.step, "trainer/epoch": self.step / self.steps_per_epoch}
+            self.trackers.log(place | self._row)
+            self._row = {}
 
     def _stop_clock(self) -> None:
         now = time.perf_counter()

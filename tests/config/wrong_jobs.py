@@ -1,0 +1,231 @@
+"""A small job that runs, and what each way to get it wrong must be answered with.
+
+A case is its name, the words on the command line, and what the message must contain; SETS stands for the folder of
+`tests.config.sets`.
+"""
+
+JOB = """\
+model: {name: digits_cnn}
+data:
+  source: digits
+  train_split: train[:100]
+  eval_split: test[:50]
+  mean: [0.3]
+  std: [0.4]
+phases:
+  dense: {steps: 4}
+  prune: {steps: 4}
+  finetune: {steps: 2}
+prune: {sparsity: 0.5, every: 2}
+distill: {teacher: dense}
+train: {batch_size: 50}
+run: {dir: run}
+tracking: {wandb: {mode: disabled}}
+"""
+
+GREY = ("data.source=parquet", "data.path=SETS/grey", "data.train_split=train", "data.eval_split=test")
+COLOUR = (
+    *GREY,
+    "data.source=folder",
+    "data.path=SETS/colour",
+    "data.mean=[0.5, 0.5, 0.5]",
+    "data.std=[0.2, 0.2, 0.2]",
+    "model.name=nets_of_a_user:colour",
+)
+
+KEYS = [
+    ("unknown section", ["modle={name: x}"], ["modle: unknown key", "did you mean 'model'?"]),
+    ("unknown key", ["prune.sparcity=0.5"], ["prune.sparcity: unknown key", "did you mean 'sparsity'?"]),
+    ("unknown key of a phase", ["phases.dense.epoch=3"], ["phases.dense.epoch: unknown", "did you mean 'epochs'?"]),
+    ("unknown key two below", ["tracking.wandb.proyect=x"], ["tracking.wandb.proyect", "did you mean 'project'?"]),
+    ("unknown key of a teacher", ["distill.teacher={weight: x}"], ["distill.teacher.weight:", "'weights'"]),
+    ("text for a number", ["train.batch_size=many"], ["train.batch_size", "integer", "'many'"]),
+    ("fraction for a count", ["train.batch_size=12.5"], ["train.batch_size", "integer", "12.5"]),
+    ("number in quotes", ["train.batch_size='50'"], ["train.batch_size", "integer", "'50'"]),
+    ("number for yes or no", ["run.compile=1"], ["run.compile", "boolean", "got 1"]),
+    ("number for a list", ["data.mean=0.3"], ["data.mean", "list", "0.3"]),
+    ("text in a list of numbers", ["data.mean=[a]"], ["data.mean.0", "number", "'a'"]),
+    ("number for a section", ["phases.dense=5"], ["phases.dense", "got 5"]),
+    ("list for a mapping", ["model.args=[1]"], ["model.args", "dictionary", "[1]"]),
+    ("sparsity of 1", ["prune.sparsity=1.0"], ["prune.sparsity", "less than 1"]),
+    ("sparsity in percent", ["prune.sparsity=90"], ["prune.sparsity", "less than 1", "90"]),
+    ("negative seed", ["run.seed=-1"], ["run.seed", "greater than or equal to 0"]),
+    ("seed too large", ["run.seed=36893488147419103232"], ["run.seed"]),
+    ("no steps between updates", ["prune.every=0"], ["prune.every", "greater than or equal to 1"]),
+    ("learning rate of 0", ["phases.dense.lr=0"], ["phases.dense.lr", "greater than 0"]),
+    ("infinite learning rate", ["phases.dense.lr=.inf"], ["phases.dense.lr", "finite"]),
+    ("infinite length", ["phases.dense={epochs: .inf}"], ["phases.dense.epochs", "finite"]),
+    ("mean that is no number", ["data.mean=[.nan]"], ["data.mean", "finite"]),
+    ("deviation of 0", ["data.std=[0]"], ["data.std", "greater than 0"]),
+    ("unknown precision", ["run.precision=fp8"], ["run.precision", "'fp32', 'bf16' or 'fp16'", "'fp8'"]),
+    ("unknown schedule", ["phases.dense.schedule=linear"], ["phases.dense.schedule", "'cosine'", "'linear'"]),
+    ("unknown source", ["data.source=imagenet"], ["data.source", "'digits', 'parquet'", "'imagenet'"]),
+    ("unknown phase", ["distill.phases=[prine]"], ["distill.phases", "'prune'", "'prine'"]),
+    ("unknown word for the teacher", ["distill.teacher=densee"], ["distill.teacher", "'dense'", "'densee'"]),
+    ("teacher without weights", ["distill.teacher={name: resnet20}"], ["distill.teacher.weights", "missing"]),
+    ("nothing for a required key", ["model.name=null"], ["model.name", "string"]),
+    ("unknown optimizer", ["optimizer={name: adam}"], ["optimizer", "'adam'", "'sgd', 'adamw'"]),
+    ("key of another optimizer", ["optimizer={name: adamw, momentum: 0.9}"], ["optimizer.momentum", "betas"]),
+    ("momentum of 1", ["optimizer={name: sgd, momentum: 1}"], ["optimizer.momentum", "less than 1"]),
+    ("one beta", ["optimizer={name: adamw, betas: [0.9]}"], ["optimizer.betas", "2 items"]),
+    (
+        "milestone behind the end",
+        ["phases.dense={steps: 4, schedule: step, milestones: [2]}"],
+        ["milestones", "than 1"],
+    ),
+    ("several faults", ["modle=1", "run.seed=x", "train.accumulate=99"], ["3 faults", "modle", "seed", "accumulate"]),
+]
+
+COMBINATIONS = [
+    ("steps and epochs", ["phases.dense={steps: 4, epochs: 3}"], ["phases.dense", "both steps and epochs"]),
+    ("steps and epochs of the schedule", ["prune.length={steps: 3, epochs: 3}"], ["prune.length", "both"]),
+    ("milestones without steps", ["phases.dense.milestones=[0.5]"], ["phases.dense.milestones", "schedule: step"]),
+    ("steps without milestones", ["phases.dense.schedule=step"], ["phases.dense.milestones", "at least one"]),
+    ("warm-up as long as its phase", ["phases.prune.warmup_steps=4"], ["phases.prune.warmup_steps", "4 steps"]),
+    (
+        "warm-up longer than its epochs",
+        ["phases.prune={epochs: 2, warmup_steps: 5}"],
+        ["phases.prune.warmup_steps", "the phase's 4 steps"],
+    ),
+    ("cosine that rises", ["phases.dense={steps: 4, lr: 0.1, min_lr: 0.2}"], ["phases.dense.min_lr", "above lr"]),
+    ("no phase has a length", ["phases={}"], ["phases: all are of length 0"]),
+    (
+        "phases shorter than a step",
+        ["phases={dense: {epochs: 0.1}, prune: {epochs: 0.1}}"],
+        ["phases", "one optimizer step"],
+    ),
+    (
+        "sparsity without a prune phase",
+        ["phases.prune.steps=0"],
+        ["phases.prune", "never reached", "prune.sparsity to 0"],
+    ),
+    ("untrained teacher", ["phases.dense.steps=0"], ["distill.teacher", "untrained", "model.weights"]),
+    ("teacher of its own phase", ["distill.phases=[dense, prune]"], ["distill.phases", "leave dense out"]),
+    ("sparsity that falls", ["prune.initial=0.6"], ["prune.initial", "above prune.sparsity 0.5"]),
+    ("schedule longer than the run", ["prune.length={steps: 7}"], ["prune.length", "7 steps", "only 6"]),
+    ("nesterov alone", ["optimizer={name: sgd, nesterov: true, momentum: 0.0}"], ["optimizer.nesterov", "momentum"]),
+    ("half precision on a CPU", ["run.precision=fp16", "run.device=cpu"], ["run.precision", "GPU", "bf16"]),
+    ("path of the digits", ["data.path=somewhere"], ["data.path", "leave it out"]),
+    ("parquet without a path", ["data.source=parquet"], ["data.path", "needs one"]),
+    ("two channels", ["data.mean=[0.3, 0.3]", "data.std=[0.4, 0.4]"], ["data.mean", "grey", "RGB"]),
+    ("more means than deviations", ["data.mean=[0.3, 0.3, 0.3]"], ["data.mean: 3 values, but data.std has 1"]),
+    ("more micro-batches than samples", ["train.accumulate=51"], ["train.accumulate", "51", "batch_size 50"]),
+    ("batch larger than the data", ["train.batch_size=101"], ["train.batch_size", "101", "100 samples"]),
+]
+
+MODELS = [
+    ("unknown model", ["model.name=resnet-20"], ["model.name", "'resnet-20'", "did you mean 'resnet20'?"]),
+    ("unknown torchvision model", ["model.name=torchvision:resnt50"], ["model.name", "did you mean 'resnet50'?"]),
+    ("module that is not there", ["model.name=no_such_package.nets:net"], ["model.name", "cannot import"]),
+    ("function that is not there", ["model.name=nets_of_a_user:color"], ["model.name", "did you mean 'colour'?"]),
+    ("function of no module", ["model.name=':colour'"], ["model.name"]),
+    ("function that makes no model", ["model.name=nets_of_a_user:no_module"], ["model.name", "list"]),
+    ("unknown argument", ["model.args={wdith: 8}"], ["model.args", "digits_cnn", "'wdith'"]),
+    ("value that an argument cannot have", ["model.args={width: -1}"], ["model.args", "digits_cnn", "-1"]),
+    (
+        "value that an argument asserts not to have",
+        ["model.name=nets_of_a_user:Asserting", "model.args={side: 33}"],
+        ["model.args", "Asserting", "multiple of 16"],
+    ),
+    ("images that do not fit", ["model.name=lenet300"], ["model", "(1, 8, 8)"]),
+    (
+        "images that a model asserts not to get",
+        ["model.name=nets_of_a_user:Asserting"],
+        ["model: Asserting", "(1, 8, 8)", "wrong image width"],
+    ),
+    ("grey images for colours", ["model.name=resnet20"], ["model: CifarResNet", "(1, 8, 8)", "3 channels"]),
+    ("colours for grey images", [*COLOUR, "model.name=digits_cnn"], ["model: Sequential", "(3, 8, 8)", "1 channels"]),
+    ("fewer outputs than classes", ["model.args={num_classes: 3}"], ["3 outputs", "10 classes", "num_classes=10"]),
+    ("no logits in training", ["model.name=nets_of_a_user:TwoOutputsInTraining"], ["model", "logits"]),
+    ("weights that are not there", ["model.weights=none.pt"], ["model.weights", "none.pt", "no such file"]),
+    ("weights of another model", ["model.weights=SETS/lenet.pt"], ["model.weights", "missing", "not in the model"]),
+    ("weights of other shapes", ["model.weights=SETS/narrow.safetensors"], ["model.weights", "shapes", "(8, 1, 3, 3)"]),
+    ("weights that are a text", ["model.weights=SETS/text.pt"], ["model.weights", "cannot read", "text.pt"]),
+    ("teacher that is not there", ["distill.teacher={weights: none.pt}"], ["distill.teacher.weights", "no such file"]),
+    (
+        "weights of another teacher",
+        ["distill.teacher={weights: SETS/lenet.pt}"],
+        ["distill.teacher.weights", "missing"],
+    ),
+    (
+        "teacher of other images",
+        ["distill.teacher={name: lenet300, weights: SETS/lenet.pt}"],
+        ["distill.teacher", "(1, 8, 8)"],
+    ),
+    (
+        "teacher of other classes",
+        ["distill.teacher={name: digits_cnn, args: {num_classes: 4}, weights: SETS/four.pt}"],
+        ["distill.teacher", "4", "10"],
+    ),
+]
+
+TRANSFORMS = [
+    ("unknown transform", ["data.train_transforms=[RandomCorp]"], ["train_transforms.0", "did you mean 'RandomCrop'?"]),
+    (
+        "unknown argument of a transform",
+        ["data.eval_transforms=[{Resize: {sise: 8}}]"],
+        ["data.eval_transforms.0", "Resize", "'sise'"],
+    ),
+    (
+        "value that a transform cannot have",
+        ["data.train_transforms=[{RandomHorizontalFlip: {p: 3}}]"],
+        ["data.train_transforms.0", "RandomHorizontalFlip", "[0.0, 1.0]"],
+    ),
+    (
+        "two transforms in one entry",
+        ["data.train_transforms=[{RandomCrop: {size: 8}, RandomHorizontalFlip: {}}]"],
+        ["data.train_transforms.0", "one per list entry"],
+    ),
+    (
+        "crop larger than the images",
+        ["data.train_transforms=[{RandomCrop: {size: 20}}]"],
+        ["data.train_transforms", "20"],
+    ),
+    ("crop larger in evaluation", ["data.eval_transforms=[{RandomCrop: {size: 20}}]"], ["data.eval_transforms", "20"]),
+    ("crop of half a pixel", ["data.train_transforms=[{RandomCrop: {size: 7.5}}]"], ["data.train_transforms", "7.5"]),
+    ("transform of labels", ["data.train_transforms=[{MixUp: {num_classes: 10}}]"], ["data.train_transforms", "MixUp"]),
+    ("training images that do not fit", ["data.train_transforms=[{CenterCrop: {size: 4}}]"], ["(1, 4, 4)"]),
+]
+
+DATA = [
+    ("unknown split", ["data.train_split=val"], ["'val'", "train and test"]),
+    ("split that is no slice", ["data.eval_split='test[:'"], ["'test[:'"]),
+    ("empty split", ["data.eval_split='test[50:50]'"], ["'test[50:50]'", "empty"]),
+    ("unknown split of a folder", [*GREY, "data.train_split=val"], ["'val'", "train", "test"]),
+    ("images that are not there", [*GREY, "data.path=SETS/gray"], ["SETS/gray", "parquet"]),
+    ("folder of other files", [*GREY, "data.path=SETS/nothing"], ["SETS/nothing", "data files"]),
+    ("file that is no parquet", [*GREY, "data.path=SETS/no_parquet"], ["SETS/no_parquet", "Parquet"]),
+    ("unknown image column", [*GREY, "data.image_column=img"], ["data.image_column", "'img'", "image, label"]),
+    ("unknown label column", [*GREY, "data.label_column=labels"], ["data.label_column=label", "'labels'"]),
+    ("labels for images", [*GREY, "data.image_column=label"], ["data.image_column", "not images"]),
+    ("images for labels", [*GREY, "data.label_column=image"], ["data.label_column", "not one class number"]),
+    ("label below 0", [*GREY, "data.path=SETS/unlabelled"], ["data.label_column", "labels outside 0 to 1", "(-1)"]),
+    ("held-out label beyond the classes", [*GREY, "data.path=SETS/beyond"], ["data", "test", "7"]),
+    ("image that is none", [*GREY, "data.path=SETS/damaged"], ["data", "image 3"]),
+    (
+        "unequal sizes in memory",
+        [*GREY, "data.path=SETS/unequal", "data.storage=memory"],
+        ["data.storage", "8x9", "stream"],
+    ),
+    ("unequal sizes in a batch", [*GREY, "data.path=SETS/unequal"], ["data.", "size"]),
+]
+
+PRUNING = [
+    (
+        "pattern that includes nothing",
+        ["prune.include=[10.wieght]"],
+        ["prune", "'10.wieght'", "did you mean '10.weight'?"],
+    ),
+    ("pattern that excludes nothing", ["prune.exclude=['layer9.*']"], ["prune", "'layer9.*'", "no parameter"]),
+    ("everything excluded", ["prune.exclude=['*']"], ["prune", "nothing to prune", "excluded"]),
+]
+
+PLACES = [
+    ("run folder that is a file", ["run.dir=SETS/text.pt"], ["run.dir", "text.pt"]),
+    ("run folder inside a file", ["run.dir=SETS/text.pt/run"], ["run.dir", "text.pt"]),
+    ("word without a value", ["prune.sparsity"], ["'prune.sparsity'", "section.key=value"]),
+    ("value that is no YAML", ["run.seed=["], ["run.seed", "'['", "not valid YAML"]),
+    ("key below a value", ["model.name.first=x"], ["model.name.first", "not a section"]),
+]
+
+CASES = [*KEYS, *COMBINATIONS, *MODELS, *TRANSFORMS, *DATA, *PRUNING, *PLACES]
