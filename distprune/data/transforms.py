@@ -90,12 +90,12 @@ def _build(step: str | dict[str, dict[str, Any]], key: str) -> nn.Module | Drawi
             f"{key}: torchvision.transforms.v2 has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         )
     try:
+        transform: nn.Module = getattr(v2, name)(**arguments)
         # Ours know these arguments, as single numbers; torchvision's own does the rest.
         batched = BATCHED.get(name)
         if batched and arguments.keys() <= {f.name for f in fields(batched)}:
             if all(isinstance(value, (int, float)) for value in arguments.values()):
                 return batched(**arguments)
-        transform: nn.Module = getattr(v2, name)(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {name} does not take {arguments}: {error}") from None
     return transform

@@ -316,8 +316,8 @@ def check_labels(train: ImageData, held_out: ImageData, name: str) -> None:
     if len(beyond):
         sample = int(beyond[0])
         raise ConfigError(
-            f"data.eval_split: sample {sample} of {name} has label {int(held_out.labels[sample])}, but data.train_split "
-            f"has only {len(train.classes)} classes"
+            f"data.eval_split: sample {sample} of {name} has label {int(held_out.labels[sample])}, but "
+            f"data.train_split has only {len(train.classes)} classes"
         )
 
 
