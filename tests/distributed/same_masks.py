@@ -1,36 +1,24 @@
-"""What several gloo ranks have to show about pruning; `test_same_masks.py` launches this once per world size.
-
-    python -m torch.distributed.run --standalone --nproc-per-node N same_masks.py FOLDER
-
-with the repository on PYTHONPATH.
-
-Each rank runs every check, and writes to FOLDER/<rank>.json what went wrong, by check, and "" where nothing did.
-"""
+"""What several gloo ranks have to show about pruning weights that each of them holds whole; see `ranks.py`."""
 
 import copy
-import hashlib
-import json
-import os
 import sys
-import traceback
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from distprune.pruning import CubicSchedule, MaskMismatchError, NonFiniteError, Pruner
 from distprune.pruning.collectives import Ranks
-from distprune.pruning.prunable import find_prunable, flat
+from distprune.pruning.prunable import find_prunable
 from distprune.pruning.scores import SINGLE
-from distprune.pruning.threshold import CHUNK, find_threshold, share
+from distprune.pruning.shards import CHUNK, flat
+from distprune.pruning.threshold import find_threshold, share
+from tests.distributed.ranks import MIB, Traffic, bits, from_all_ranks, messages_of, run_checks
 from tests.pruning.reference import Bag, Levels, prune_by_sort
 
 LEVELS = (0.1, 0.5, 0.5, 0.83, 0.99)
-MIB = 2**20
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -71,35 +59,6 @@ def pruner_of(tensors: list[torch.Tensor], levels=LEVELS, group=None) -> tuple[P
     model = Bag(copy.deepcopy(tensors))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return Pruner(model, optimizer, Levels(levels), include=["*"], group=group), optimizer
-
-
-def from_all_ranks(value) -> list:
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def bits(tensors) -> str:
-    """A fingerprint of the bytes of `tensors`."""
-    whole = hashlib.sha256()
-    for tensor in tensors:
-        whole.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
-
-
-class Traffic(TorchDispatchMode):
-    """Counts the collectives that run inside, whichever function started them, and the bytes handed to them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls, self.bytes = 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
-            self.calls += 1
-            for arg in torch.utils._pytree.tree_leaves((args, kwargs)):
-                self.bytes += arg.nbytes if isinstance(arg, torch.Tensor) else 0
-        return func(*args, **(kwargs or {}))
 
 
 def traffic_of_each_update(tensors: list[torch.Tensor], levels=LEVELS) -> list[Traffic]:
@@ -190,17 +149,18 @@ def ranks_share_the_counting_and_read_nothing_else(alone):
         selection = find_prunable(model, include=["*"])
         masks = [torch.ones_like(t.weight, dtype=torch.bool) for t in selection.tensors]
         k = selection.numel // 2
-        expected = find_threshold(selection.tensors, masks, 0, k, SINGLE, Ranks(alone)) if k else None
-        pieces = share(selection.tensors, Ranks())
+        whole = find_prunable(model, include=["*"], ranks=Ranks(alone)).tensors
+        expected = find_threshold(whole, masks, 0, k, SINGLE, Ranks(alone)) if k else None
+        pieces = share(selection.tensors)
         counted = sum(stop - start for _, start, stop in pieces)
         shares = from_all_ranks(counted)
         assert sum(shares) == selection.numel, name
         assert max(shares) - min(shares) <= 1, name
-        mine = {t.name: flat(t.weight)[start:stop].clone() for t, start, stop in pieces}
+        mine = {t.name: flat(t.local)[start:stop].clone() for t, start, stop in pieces}
         for tensor in selection.tensors:
             tensor.weight.detach().fill_(torch.nan)
         for tensor, start, stop in pieces:
-            flat(tensor.weight)[start:stop] = mine[tensor.name]
+            flat(tensor.local)[start:stop] = mine[tensor.name]
         if k:
             assert find_threshold(selection.tensors, masks, 0, k, SINGLE, Ranks()) == expected, name
 
@@ -242,25 +202,10 @@ def nan_raises_the_same_error_on_every_rank(alone):
     pruner.tensors[2].weight.detach()[pruner.masks["tensors.2"]] = torch.inf
     infinite = int(pruner.masks["tensors.2"].sum())
     before = bits([t.weight for t in pruner.tensors]), pruner.mask_digest, pruner.zeros
-    message = "no error"
-    try:
-        pruner.step()
-    except NonFiniteError as error:
-        message = str(error)
-    messages = from_all_ranks(message)
+    messages = messages_of(NonFiniteError, pruner.step)
     assert len(set(messages)) == 1, messages
-    assert f"step 1: tensors.1: 3 of 1000, tensors.2: {infinite} of 216" in message, message
+    assert f"step 1: tensors.1: 3 of 1000, tensors.2: {infinite} of 216" in messages[0], messages
     assert (bits([t.weight for t in pruner.tensors]), pruner.mask_digest, pruner.zeros) == before
-
-
-def mismatch_of(act) -> list[str]:
-    """The messages of the MaskMismatchError that `act` raises, by rank."""
-    message = "no error"
-    try:
-        act()
-    except MaskMismatchError as error:
-        message = str(error)
-    return from_all_ranks(message)
 
 
 def a_flipped_bit_is_reported_on_every_rank_by_rank_and_tensor(alone):
@@ -273,20 +218,20 @@ def a_flipped_bit_is_reported_on_every_rank_by_rank_and_tensor(alone):
         if dist.get_rank() == last:
             mask = pruner.masks["tensors.1"]
             mask[mask.nonzero()[0]] = False
-        messages = mismatch_of(getattr(pruner, next_act))
+        messages = messages_of(MaskMismatchError, getattr(pruner, next_act))
         assert len(set(messages)) == 1, messages
         assert "at step 1" in messages[0], messages
         if dist.get_world_size() > 2:  # of two that differ nobody can say which is wrong
             assert messages[0].endswith(f": rank {last}: tensors.1"), messages
         else:
-            assert messages[0].endswith((": rank 0: tensors.1", ": rank 1: tensors.1")), messages
+            assert messages[0].endswith(": tensors.1, with no majority"), messages
 
 
 def weights_that_differ_between_ranks_are_reported_on_every_rank(alone):
     pruner, _ = pruner_of(models()["no ties"])
     if dist.get_rank() == 0:
         pruner.tensors[0].weight.detach().mul_(0.01)
-    messages = mismatch_of(pruner.step)
+    messages = messages_of(MaskMismatchError, pruner.step)
     assert len(set(messages)) == 1, messages
     assert "masks differ between ranks at step 0" in messages[0], messages
     assert "tensors.0" in messages[0], messages
@@ -334,23 +279,5 @@ CHECKS = (
 )
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    own_groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
-    outcome = {}
-    for check in CHECKS:
-        torch.manual_seed(0)
-        try:
-            check(own_groups[dist.get_rank()])
-            outcome[check.__name__] = ""
-        except Exception:
-            outcome[check.__name__] = traceback.format_exc()
-        (folder / f"{dist.get_rank()}.json").write_text(json.dumps(outcome))
-        dist.barrier()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(Path(sys.argv[1]))
+    run_checks(CHECKS, Path(sys.argv[1]))

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from distprune.pruning import Prunable
+from distprune.pruning.collectives import Ranks
+from distprune.pruning.shards import Part
+
 
 def prune_by_sort(weights: Sequence[Tensor], masks: Sequence[Tensor], k: int) -> list[list[bool]]:
     """Which weights stay, row-major per tensor, when `k` are pruned, those that `masks` prune among them."""
@@ -23,6 +27,11 @@ class Bag(nn.Module):
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self.tensors = nn.ParameterList(nn.Parameter(t) for t in tensors)
+
+
+def prunable(name: str, weight: nn.Parameter, offset: int = 0, ranks: Ranks | None = None) -> Prunable:
+    """A prunable tensor that every rank holds whole."""
+    return Prunable(name, weight, offset, Part.of(weight, ranks or Ranks()))
 
 
 @dataclass

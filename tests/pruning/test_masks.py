@@ -6,26 +6,49 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from distprune.pruning import masks
-from distprune.pruning.threshold import CHUNK
+from distprune.pruning.collectives import Ranks
+from distprune.pruning.shards import CHUNK, Part
 
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
 drawn_masks = npst.arrays(bool, SHAPES).map(lambda a: torch.from_numpy(np.asarray(a)))
 
 
-def numpy_bits(mask: torch.Tensor) -> list[int]:
-    return np.packbits(mask.contiguous().numpy().reshape(-1), bitorder="little").tolist()
+def numpy_bits(mask: torch.Tensor) -> torch.Tensor:
+    rows = mask.shape[0] if mask.dim() else 1
+    bools = mask.contiguous().numpy().reshape(rows, mask.shape[1:].numel())
+    return torch.from_numpy(np.packbits(bools, axis=1, bitorder="little"))
 
 
-def test_first_element_is_the_lowest_bit_of_the_first_byte():
-    mask = torch.tensor([True, False, True, True, False, False, False, True, False, True])
-    assert masks.pack(mask).tolist() == [0b10001101, 0b10]
+def digest(mask: torch.Tensor) -> int:
+    """The fingerprint of a mask that is whole."""
+    return int(masks.digest(mask, Part.of(mask, Ranks())))
+
+
+def test_first_element_of_a_row_is_the_lowest_bit_of_its_first_byte():
+    row = [True, False, True, True, False, False, False, True, False, True]
+    assert masks.pack(torch.tensor([row, row[::-1]])).tolist() == [[0b10001101, 0b10], [0b11000101, 0b10]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "packed"),
+    [((), (1, 1)), ((5,), (5, 1)), ((3, 8), (3, 1)), ((3, 9), (3, 2)), ((2, 3, 3, 3), (2, 4)), ((0, 3), (0, 1))],
+)
+def test_each_row_of_the_first_dimension_is_packed_by_itself(shape, packed):
+    assert masks.packed_shape(torch.Size(shape)) == packed
+    assert tuple(masks.pack(torch.ones(shape, dtype=torch.bool)).shape) == packed
+
+
+@given(drawn_masks.filter(lambda m: m.dim() > 0), st.data())
+def test_rows_of_a_mask_are_rows_of_it_packed(mask, data):
+    low, high = sorted(data.draw(st.tuples(*[st.integers(0, len(mask))] * 2)))
+    assert torch.equal(masks.pack(mask)[low:high], masks.pack(mask[low:high].clone()))
 
 
 @given(drawn_masks)
 def test_packing_agrees_with_numpy(mask):
     packed = masks.pack(mask)
     assert packed.dtype == torch.uint8
-    assert packed.tolist() == numpy_bits(mask)
+    assert torch.equal(packed, numpy_bits(mask))
 
 
 @given(drawn_masks)
@@ -35,11 +58,18 @@ def test_unpacking_brings_the_mask_back(mask):
     assert torch.equal(into, mask)
 
 
-@pytest.mark.parametrize("numel", [CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
-def test_masks_longer_than_one_piece_pack_and_unpack(numel):
-    mask = torch.rand(numel) < 0.5
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *[(CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (3 * CHUNK + 5,)],
+        *[(1, CHUNK - 1), (2, CHUNK + 1), (7, CHUNK // 3 + 1), (CHUNK // 3, 7)],
+    ],
+    ids=str,
+)
+def test_masks_longer_than_one_piece_pack_and_unpack(shape):
+    mask = torch.rand(shape) < 0.5
     packed = masks.pack(mask)
-    assert packed.tolist() == numpy_bits(mask)
+    assert torch.equal(packed, numpy_bits(mask))
     into = torch.ones_like(mask)
     masks.unpack(packed, into)
     assert torch.equal(into, mask)
@@ -48,8 +78,8 @@ def test_masks_longer_than_one_piece_pack_and_unpack(numel):
 def test_memory_format_changes_neither_bits_nor_digest():
     mask = torch.rand(4, 3, 5, 5) < 0.5
     channels_last = mask.to(memory_format=torch.channels_last)
-    assert masks.pack(channels_last).tolist() == masks.pack(mask).tolist()
-    assert masks.digest(channels_last) == masks.digest(mask)
+    assert torch.equal(masks.pack(channels_last), masks.pack(mask))
+    assert digest(channels_last) == digest(mask)
     into = torch.ones_like(channels_last)
     masks.unpack(masks.pack(mask), into)
     assert torch.equal(into, mask)
@@ -58,13 +88,14 @@ def test_memory_format_changes_neither_bits_nor_digest():
 
 @given(drawn_masks.filter(lambda m: m.numel() > 0), st.data())
 def test_digest_changes_with_any_single_bit(mask, data):
-    before = int(masks.digest(mask))
+    before = digest(mask)
     mask.view(-1)[data.draw(st.integers(0, mask.numel() - 1))] ^= True
-    assert int(masks.digest(mask)) != before
+    assert digest(mask) != before
 
 
-def test_digests_of_all_masks_of_twelve_bits_differ():
-    digests = {int(masks.digest((torch.tensor(bits) >> torch.arange(12) & 1).bool())) for bits in range(2**12)}
+@pytest.mark.parametrize("shape", [(12,), (1, 12), (3, 4), (2, 3, 2)], ids=str)
+def test_digests_of_all_masks_of_twelve_bits_differ(shape):
+    digests = {digest((torch.tensor(bits) >> torch.arange(12) & 1).bool().view(shape)) for bits in range(2**12)}
     assert len(digests) == 2**12
 
 
@@ -73,7 +104,7 @@ def test_digest_changes_when_two_bits_swap_places():
     seen = set()
     for place in range(64):
         mask.zero_()[place] = True
-        seen.add(int(masks.digest(mask)))
+        seen.add(digest(mask))
     assert len(seen) == 64
 
 
@@ -113,15 +144,16 @@ def test_apply_works_on_parameters_that_take_part_in_a_graph():
 @pytest.mark.parametrize(
     "packed",
     [
-        torch.zeros(1, dtype=torch.uint8),
-        torch.zeros(3, dtype=torch.uint8),
         torch.zeros(2, 1, dtype=torch.uint8),
-        torch.zeros(2, dtype=torch.bool),
+        torch.zeros(4, 1, dtype=torch.uint8),
+        torch.zeros(3, 2, dtype=torch.uint8),
+        torch.zeros(3, dtype=torch.uint8),
+        torch.zeros(3, 1, dtype=torch.bool),
     ],
-    ids=["short", "long", "2-D", "bool"],
+    ids=["short", "long", "wide", "1-D", "bool"],
 )
-def test_unpacking_what_does_not_fit_is_refused(packed):
+def test_packed_bits_that_do_not_fit_are_refused(packed):
     mask = torch.ones(3, 4, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"does not fit a tensor of \(3, 4\)"):
-        masks.unpack(packed, mask)
-    assert mask.all()
+    with pytest.raises(ValueError, match=r"packed mask of fc\.weight is .*, not torch\.uint8 \(3, 1\)"):
+        masks.check_packed(packed, mask, "fc.weight")
+    masks.check_packed(torch.zeros(3, 1, dtype=torch.uint8), mask, "fc.weight")

@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from distprune.pruning import Prunable, Pruner, find_prunable
-from distprune.pruning.prunable import flat, unwrap
+from distprune.pruning import Pruner, find_prunable
+from distprune.pruning.prunable import unwrap
+from distprune.pruning.shards import flat
+from tests.pruning.reference import prunable
 
 
 class Net(nn.Module):
@@ -121,6 +123,13 @@ def test_embeddings_are_pruned_on_request():
     assert names(model, include=["table"]) == ["table.weight"]
 
 
+def test_embeddings_with_sparse_gradients_are_left_out_and_named():
+    model = nn.ModuleDict({"table": nn.Embedding(9, 4, sparse=True), "head": nn.Linear(4, 2)})
+    selection = find_prunable(model, embeddings=True)
+    assert [t.name for t in selection.tensors] == ["head.weight"]
+    assert "sparse gradients" in selection.left_out["table.weight"]
+
+
 def test_frozen_tensors_are_left_out_and_named():
     model = Net()
     model.layer1.requires_grad_(False)
@@ -210,21 +219,21 @@ def test_indices_are_row_major_whatever_the_memory_order(tensor, offset, data):
     in_memory_order = torch.empty_strided(weight.shape, weight.stride(), dtype=torch.int64).copy_(row_major)
     expected = torch.as_strided(in_memory_order, (weight.numel(),), (1,))
     start, stop = sorted((data.draw(st.integers(0, weight.numel())), data.draw(st.integers(0, weight.numel()))))
-    assert torch.equal(Prunable("w", weight, offset).indices(start, stop), expected[start:stop])
+    assert torch.equal(prunable("w", weight, offset).indices(start, stop), expected[start:stop])
     assert torch.equal(flat(in_memory_order), expected)
 
 
 def test_indices_of_channels_last_and_transposed_weights():
     conv = nn.Parameter(torch.zeros(2, 3, 1, 2).to(memory_format=torch.channels_last))
-    assert Prunable("w", conv, 100).indices(0, 6).tolist() == [100, 102, 104, 101, 103, 105]
-    assert Prunable("w", conv, 100).indices(5, 9).tolist() == [105, 106, 108, 110]
+    assert prunable("w", conv, 100).indices(0, 6).tolist() == [100, 102, 104, 101, 103, 105]
+    assert prunable("w", conv, 100).indices(5, 9).tolist() == [105, 106, 108, 110]
     transposed = nn.Parameter(torch.zeros(3, 2).t())
-    assert Prunable("w", transposed, 0).indices(1, 5).tolist() == [3, 1, 4, 2]
+    assert prunable("w", transposed, 0).indices(1, 5).tolist() == [3, 1, 4, 2]
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_indices_beyond_2_to_the_31_do_not_wrap(transposed):
     weight = nn.Parameter(torch.zeros(2, 2).t() if transposed else torch.zeros(2, 2))
-    far = Prunable("w", weight, 2**33 - 1)
+    far = prunable("w", weight, 2**33 - 1)
     assert far.indices(1, 3).tolist() == ([2**33 + 1, 2**33] if transposed else [2**33, 2**33 + 1])
     assert far.end == 2**33 + 3

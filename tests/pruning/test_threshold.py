@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distprune.pruning import NonFiniteError, Prunable, Pruner
+from distprune.pruning import NonFiniteError, Pruner
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.scores import DOUBLE, SINGLE, KeyFormat
-from distprune.pruning.threshold import CHUNK, find_threshold, kth_smallest, share
-from tests.pruning.reference import Bag, Levels, prune_by_sort
+from distprune.pruning.shards import CHUNK
+from distprune.pruning.threshold import find_threshold, kth_smallest, share
+from tests.pruning.reference import Bag, Levels, prunable, prune_by_sort
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = ((0,), (1,), (), (5,), (3, 4), (0, 3), (17,), (2, 3, 2, 2), (4, 1, 1, 1), (6, 2, 3, 1))
@@ -324,9 +325,10 @@ def test_weights_and_ties_beyond_global_index_2_to_the_31_are_cut_exactly(beyond
     offset = 18 * (world_size - 1)  # each rank counts 18 weights; the last has those of the two small tensors
     weights = [torch.nn.Parameter(w) for w in (torch.zeros(()).expand(offset), torch.ones(4, 3).t(), torch.ones(6))]
     masks = [torch.ones((), dtype=torch.bool).expand(offset), *(torch.ones_like(w).bool() for w in weights[1:])]
-    tensors = [Prunable(n, w, o) for n, w, o in zip("abc", weights, (0, offset, offset + 12), strict=True)]
+    ranks = LastOfManyRanks(world_size, offset)
+    tensors = [prunable(n, w, o, ranks) for n, w, o in zip("abc", weights, (0, offset, offset + 12), strict=True)]
     for pruned in range(1, 19):
-        ranks = LastOfManyRanks(world_size, offset)
+        ranks.zeros = offset
         cut = find_threshold(tensors, masks, 0, offset + pruned, SINGLE, ranks)
         kept = [t.indices(0, t.numel)[cut.keeps(t, SINGLE.keys(torch.ones(t.numel)), 0)] for t in tensors[1:]]
         assert torch.cat(kept).sort().values.tolist() == list(range(offset, offset + 18 - pruned))
@@ -336,12 +338,12 @@ def test_weights_and_ties_beyond_global_index_2_to_the_31_are_cut_exactly(beyond
 def test_ranks_share_all_weights_without_overlap_and_evenly(sizes, world_size):
     offsets = [sum(sizes[:i]) for i in range(len(sizes))]
     weights = [torch.nn.Parameter(torch.zeros(n)) for n in sizes]
-    tensors = [Prunable("w", w, o) for w, o in zip(weights, offsets, strict=True)]
     ranks = Ranks()
     ranks.world_size = world_size
     counted, per_rank = [], []
     for ranks.rank in range(world_size):
-        pieces = share(tensors, ranks)
+        tensors = [prunable("w", w, o, ranks) for w, o in zip(weights, offsets, strict=True)]
+        pieces = share(tensors)
         mine = [t.offset + i for t, start, stop in pieces for i in range(start, stop)]
         counted += mine
         per_rank.append(len(mine))
