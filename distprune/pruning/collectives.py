@@ -19,6 +19,7 @@ class Ranks:
         self._alone = not (dist.is_available() and dist.is_initialized())
         self.rank = 0 if self._alone else dist.get_rank(group)
         self.world_size = 1 if self._alone else dist.get_world_size(group)
+        self.members = [0] if self._alone else dist.get_process_group_ranks(group)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up `values` over all ranks, in place; one collective, none for one rank."""

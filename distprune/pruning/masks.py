@@ -8,7 +8,7 @@ last element are 0. Whole rows of a mask are whole rows packed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +35,8 @@ def apply(mask: Tensor, tensor: Tensor) -> None:
 def pack(mask: Tensor) -> Tensor:
     """`mask` as packed bits, uint8, on the same device."""
     packed = torch.empty(packed_shape(mask.shape), dtype=torch.uint8, device=mask.device)
-    for begin, rows in _rows(mask):
-        padded = F.pad(rows, (0, packed.shape[1] * 8 - rows.shape[1]))
-        words = padded.contiguous().view(torch.int64)
-        packed[begin : begin + len(rows)] = (words * _GATHER_BYTES_TO_BITS) >> 56
+    for rows, columns in _pieces(packed.shape):
+        packed[rows, columns] = _pack_piece(mask, rows, columns)
     return packed
 
 
@@ -57,9 +55,16 @@ def unpack(packed: Tensor, into: Tensor) -> None:
     """Fill the mask `into` from packed bits that fit it (see `check_packed`)."""
     into = into[None] if into.dim() == 0 else into
     bits = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    for begin, rows in _rows(into):
-        bools = (packed[begin : begin + len(rows), :, None] >> bits & 1).bool().flatten(1)
-        into[begin : begin + len(rows)] = bools[:, : rows.shape[1]].view(into[begin : begin + len(rows)].shape)
+    for rows, columns in _pieces(packed.shape):
+        bools = (packed[rows, columns, None] >> bits & 1).bool().flatten(1)
+        # Whole rows have the shape that the tensor wants; a piece of a long row is cut from its flat view.
+        if columns.stop - columns.start == packed.shape[1]:
+            length = into.shape[1:].numel()
+            into[rows] = bools[:, :length].view(into[rows].shape)
+        else:
+            row = into[rows.start].view(-1)
+            target = row[columns.start * 8 : columns.stop * 8]
+            target.copy_(bools[0, : len(target)])
 
 
 def packed_shape(shape: torch.Size) -> tuple[int, int]:
@@ -77,11 +82,11 @@ def digest(mask: Tensor, part: Part) -> Tensor:
     total = torch.zeros((), dtype=torch.int64, device=mask.device)
     row_bytes = packed_shape(torch.Size(part.whole))[1]
     if part.is_rows:
-        packed = pack(mask).view(-1)
-        first = part.start[0] * row_bytes if part.start else 0
-        for begin, end in chunks(0, len(packed), CHUNK // 8):
-            positions = torch.arange(first + begin, first + end, device=mask.device)
-            total += (_mix(positions) * packed[begin:end]).sum()
+        first = part.start[0] if part.start else 0
+        for rows, columns in _pieces(packed_shape(mask.shape)):
+            row = torch.arange(first + rows.start, first + rows.stop, device=mask.device)
+            byte = torch.arange(columns.start, columns.stop, device=mask.device)
+            total += (_mix(row[:, None] * row_bytes + byte) * _pack_piece(mask, rows, columns)).sum()
         return total
     bools, row_length = flat(mask), torch.Size(part.whole[1:]).numel()
     for begin, end in chunks(0, len(bools), CHUNK // 8):
@@ -97,14 +102,32 @@ def combine(digests: Mapping[str, int]) -> str:
     return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
 
 
-def _rows(mask: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """A mask row by row, as many at a time as fill a chunk: the first row's number and a 2-D bool tensor."""
-    if mask.numel() == 0:
-        return
+def _pieces(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Cut a packed mask into pieces of few bytes: as many whole rows as fit, or stretches of one long row."""
+    rows, row_bytes = shape
+    most = CHUNK // 8
+    if row_bytes > most:
+        for row in range(rows):
+            for begin, end in chunks(0, row_bytes, most):
+                yield slice(row, row + 1), slice(begin, end)
+    elif row_bytes:
+        for begin, end in chunks(0, rows, most // row_bytes):
+            yield slice(begin, end), slice(0, row_bytes)
+
+
+def _pack_piece(mask: Tensor, rows: slice, columns: slice) -> Tensor:
+    """The bytes of one piece of `mask`, uint8, 2-D."""
     mask = mask[None] if mask.dim() == 0 else mask
-    step = max(1, CHUNK // mask[0].numel())
-    for begin in range(0, len(mask), step):
-        yield begin, mask[begin : begin + step].flatten(1) if mask.dim() > 1 else mask[begin : begin + step, None]
+    piece = mask[rows]
+    bools = piece.reshape(len(piece), -1)[:, columns.start * 8 : columns.stop * 8]
+    width = (columns.stop - columns.start) * 8
+    if bools.shape[1] < width:
+        bools = F.pad(bools, (0, width - bools.shape[1]))
+    # The words must begin where a word of memory begins, which a view into a mask need not do.
+    in_order = bools.reshape(-1)
+    in_order = in_order.clone() if in_order.storage_offset() % 8 else in_order
+    packed = (in_order.view(torch.int64) * _GATHER_BYTES_TO_BITS) >> 56
+    return packed.to(torch.uint8).view(len(bools), -1)
 
 
 def _mix(x: Tensor) -> Tensor:

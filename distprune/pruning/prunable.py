@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -101,6 +102,7 @@ def find_prunable(
             of a kind that cannot be pruned.
     """
     ranks = ranks or Ranks()
+    _reshard(model)
     model = unwrap(model)
     parameters = dict(model.named_parameters())
     default, left_out = _prunable_by_default(model, embeddings)
@@ -122,6 +124,17 @@ def find_prunable(
         raise ValueError(f"nothing to prune in {type(model).__name__}: {reasons}")
     included = {t.name for t in tensors}
     return Selection(tuple(tensors), {n: r for n, r in left_out.items() if n not in included})
+
+
+def _reshard(model: nn.Module) -> None:
+    """Bring FSDP2's sharded parameters back: after a forward pass alone it shows gathered copies of some."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _prunable_by_default(model: nn.Module, embeddings: bool) -> tuple[dict[str, nn.Parameter], dict[str, str]]:

@@ -80,7 +80,7 @@ class Pruner:
         group: the process group whose ranks prune together; None takes the default group.
 
     Raises:
-        ValueError: see `find_prunable`.
+        ValueError: see `find_prunable`; or the optimizer does not train what is to be pruned.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Pruner:
         self._steps_done = 0
         self._steps_seen = -1
         self._optimizer = _bare(optimizer)
+        self._check_optimizer()
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._before_optimizer_step),
             self._optimizer.register_step_post_hook(self._after_optimizer_step),
@@ -243,6 +244,15 @@ class Pruner:
             seconds=time.perf_counter() - began,
         )
 
+    def _check_optimizer(self) -> None:
+        known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        strange = [t.name for t in self.tensors if id(t.weight) not in known]
+        if strange:
+            raise ValueError(
+                f"the optimizer does not train {', '.join(strange[:8])}: make the Pruner with the optimizer of this "
+                "model, after wrapping and sharding it, or exclude them"
+            )
+
     def _find_threshold(self, k: int, step: int) -> Threshold:
         self._lay_out_masks()
         self.mask_weights()
@@ -299,7 +309,7 @@ class Pruner:
 
     def _who_differs(self, mine: Tensor, differs: list[bool]) -> str:
         """Name ranks whose mask is not that of most ranks with the same part; called on all ranks."""
-        starts = [hash((t.name, t.part.start)) for t in self.tensors]
+        starts = [hash(t.part.start + t.part.shape) for t in self.tensors]
         table = self._ranks.gather(torch.stack([mine, torch.tensor(starts, device=mine.device)])).tolist()
         found = []
         for column, tensor in enumerate(self.tensors):

@@ -62,8 +62,9 @@ class Part:
             return Part(whole, (0,) * len(whole), whole, ranks.world_size, ranks.rank, None)
         mesh = tensor.device_mesh
         coordinate = mesh.get_coordinate()
-        if coordinate is None or mesh.size() != ranks.world_size:
-            raise ValueError(f"it is sharded over {mesh.size()} ranks, but {ranks.world_size} prune together")
+        placed = sorted(mesh.mesh.flatten().tolist())
+        if coordinate is None or placed != sorted(ranks.members):
+            raise ValueError(f"it is placed on ranks {placed}, but those that prune together are {ranks.members}")
         start, shape, copies, copy = [0] * len(whole), list(whole), 1, 0
         replicated = []
         for dim, (placement, place) in enumerate(zip(tensor.placements, coordinate, strict=True)):
