@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import yaml
 
 from distprune.analysis.tables import print_summary
 from distprune.config import dump_config, load_config
@@ -20,6 +22,7 @@ from distprune.tracking.logs import log_to_file, logger
 from distprune.training.checkpoint import Checkpoint, CheckpointError
 from distprune.training.results import summarize, versions, write_tensors
 from distprune.training.run_folder import RunFolder
+from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import Job, make_job
 from distprune.training.stopping import Stopped
 from distprune.training.trainer import DivergedError
@@ -42,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         assert config.run.dir is not None
         folder = RunFolder(config.run.dir)
         if folder.is_done():
+            refuse_another_job(yaml.safe_load(folder.config.read_text(encoding="utf-8")), config)
             if _rank() == 0:
                 print(
                     f"{folder.path} is done; `distprune evaluate {folder.path}` counts its accuracy again. "
@@ -49,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
             return 0
         job = make_job(config, folder)
-        if job.accelerator.is_main_process:
-            folder.claim()
+        _claim(folder)
+        log_to_file(folder.logs, job.accelerator.process_index)
         checkpoint = job.run_state.newest()
     except ConfigError as error:
         report(error)
@@ -72,14 +76,29 @@ def report(error: ConfigError) -> None:
     print(f"distprune: {who}{error}", file=sys.stderr)
 
 
+def _claim(folder: RunFolder) -> None:
+    """Let rank 0 take the folder, and every rank know whether it could."""
+    faults: list[tuple[str, ...] | None] = [None]
+    if _rank() == 0:
+        try:
+            folder.claim()
+        except ConfigError as error:
+            faults = [error.faults]
+    if dist.is_initialized():
+        dist.broadcast_object_list(faults, 0)
+    if faults[0] is not None:
+        raise ConfigError(*faults[0])
+
+
 def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
     job.stopper.listen()
     main_process, steps = job.accelerator.is_main_process, job.timetable.steps
-    began = time.perf_counter()
     try:
-        job.accelerator.wait_for_everyone()
-        log_to_file(folder.logs, job.accelerator.process_index)
+        if main_process:
+            folder.write_status("running", 0 if checkpoint is None else checkpoint.step, steps)
+        logger.info(f"{socket.gethostname()}, {job.accelerator.device}, process {os.getpid()}, {versions()}")
         if checkpoint is not None:
+            logger.info(f"going on from {checkpoint.path}")
             job.trainer.resume(job.run_state.restore(checkpoint))
         if main_process:
             _open(job, folder, checkpoint)
@@ -93,7 +112,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
             {
                 "steps": steps,
                 "world_size": job.accelerator.num_processes,
-                "wall_s": time.perf_counter() - began,
+                "wall_s": trainer.wall_seconds,
                 "train_samples_per_s": steps * trainer.batch_size / trainer.train_seconds,
                 "seed": job.config.run.seed,
             },
@@ -104,8 +123,10 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
             job.trackers.finish(summary)
             folder.write_status("done", trainer.step, steps)
             print_summary(summary, folder.path)
+        logger.info("done")
         return 0
     except Stopped as stop:
+        logger.info(str(stop))
         if main_process:
             folder.write_status("preempted", job.trainer.step, steps, str(stop))
             job.trackers.preempt()
@@ -125,7 +146,6 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     else:
         folder.go_back_to(begin, with_step=not checkpoint.state["progress"]["row"])
     folder.write_text(folder.config.name, dump_config(job.config))
-    folder.write_status("running", begin, job.timetable.steps)
     progress = Progress(job.timetable.steps, begin)
     job.trackers.add(JsonLines(folder.metrics))
     job.trackers.add(progress)
@@ -136,8 +156,8 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
         job.trackers.add(WandbTracker(job.config.tracking.wandb, folder.path, {**job.config.model_dump(), **context}))
     device = torch.cuda.get_device_name() if job.accelerator.device.type == "cuda" else job.accelerator.device.type
     progress.say(
-        f"{job.config.model.name}: {job.pruner.weights:,} weights, to sparsity {job.config.prune.sparsity:g} in "
-        f"{job.timetable.steps:,} steps on {job.accelerator.num_processes} x {device}; run folder {folder.path}"
+        f"{job.config.model.name}: {job.pruner.weights:,} prunable weights, to sparsity {job.config.prune.sparsity:g} "
+        f"in {job.timetable.steps:,} steps on {job.accelerator.num_processes} x {device}; run folder {folder.path}"
     )
     if checkpoint is not None:
         progress.say(f"going on from step {begin}, {checkpoint.path}")

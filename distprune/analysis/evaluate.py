@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distprune.config import Config, load_config
+from distprune.data import load_images
 from distprune.errors import ConfigError
+from distprune.training.checks import check_fit
 from distprune.training.evaluation import evaluate
+from distprune.training.images import Images
 from distprune.training.run_folder import RunFolder
-from distprune.training.setup import Images, check_fit, make_accelerator, make_model, place
+from distprune.training.setup import make_accelerator, make_model, place
 
 
 def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
@@ -22,8 +25,9 @@ def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
     config = _config_of(target, overrides)
     accelerator = make_accelerator(config)
     held_out = Images(config, config.data.eval_split, accelerator)
-    model = place(make_model(config, len(held_out.data.classes)), config, accelerator.device)
-    check_fit(model, held_out.first_images(), len(held_out.data.classes), accelerator)
+    classes = len(load_images(config.data, config.data.train_split).classes)
+    model = place(make_model(config, classes), config, accelerator.device)
+    check_fit(model, held_out.first_images(), classes, accelerator)
     result = evaluate(model, held_out.eval_batches()(), accelerator.autocast, accelerator.device)
     weights = sum(p.numel() for p in model.parameters())
     nonzero = sum(int((p != 0).sum()) for p in model.parameters())
@@ -39,6 +43,8 @@ def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
 
 
 def _config_of(target: str, overrides: Sequence[str]) -> Config:
+    if not Path(target).exists():
+        raise ConfigError(f"{target} is neither a run folder nor a configuration file: there is no such thing")
     if not Path(target).is_dir():
         config = load_config(target, overrides)
         if config.model.weights is None:

@@ -10,11 +10,19 @@ from torch import nn
 from torch.optim import SGD
 
 from distprune.config import Config, dump_config, load_config
-from distprune.data import load_images
-from distprune.data.transforms import Transforms
-from distprune.pruning import CubicSchedule, LayerSparsity, Pruner
+from distprune.errors import ConfigError
+from distprune.pruning import CubicSchedule, LayerSparsity, NonFiniteError, Pruner
+from distprune.training.checks import check_fit, check_labels, check_teacher
+from distprune.training.images import Images
 from distprune.training.phases import Timetable, make_timetable
-from distprune.training.setup import load_teacher, make_model, make_optimizer, make_order, make_pruner
+from distprune.training.setup import (
+    load_teacher,
+    make_accelerator,
+    make_model,
+    make_optimizer,
+    make_order,
+    make_pruner,
+)
 
 FEW_WEIGHTS = 10
 SHOWN_UPDATES = 8
@@ -27,14 +35,20 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
         ConfigError: what would stop the run before its first step.
     """
     config = load_config(path, overrides)
-    train = load_images(config.data, config.data.train_split)
-    held_out = load_images(config.data, config.data.eval_split)
-    Transforms(config.data.train_transforms, config.run.seed, "data.train_transforms")
-    Transforms(config.data.eval_transforms, config.run.seed, "data.eval_transforms")
+    accelerator = make_accelerator(config)
+    train_images = Images(config, config.data.train_split, accelerator)
+    held_out_images = Images(config, config.data.eval_split, accelerator)
+    train, held_out = train_images.data, held_out_images.data
+    check_labels(train, held_out, config.data.eval_split)
     order = make_order(config, len(train), world_size=1)
     timetable = make_timetable(config, order.steps_per_epoch)
-    model = make_model(config, len(train.classes))
-    load_teacher(config, len(train.classes))
+    model = make_model(config, len(train.classes)).to(accelerator.device)
+    check_fit(model, held_out_images.first_images(), len(train.classes), accelerator)
+    check_fit(model, train_images.first_images(training=True), len(train.classes), accelerator, train=True)
+    teacher = load_teacher(config, len(train.classes))
+    if teacher is not None:
+        images = train_images.first_images(training=True)
+        check_teacher(teacher.to(accelerator.device), model, images, len(train.classes), accelerator)
     pruner = make_pruner(model, make_optimizer(model, config), timetable, config)
     layers = _pruned_at_once(model, config)
 
@@ -63,7 +77,10 @@ def _pruned_at_once(model: nn.Module, config: Config) -> dict[str, LayerSparsity
         exclude=prune.exclude,
         embeddings=prune.embeddings,
     )
-    pruner.step()
+    try:
+        pruner.step()
+    except NonFiniteError as error:
+        raise ConfigError(f"model.weights: {error}") from None
     return pruner.layers()
 
 

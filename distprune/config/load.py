@@ -120,9 +120,10 @@ def _override(values: dict[str, Any], lines: dict[str, int], word: str) -> str |
         return f"{key} on the command line: {text!r} is not valid YAML"
     *sections, last = key.split(".")
     place = values
-    for section in sections:
+    for depth, section in enumerate(sections, 1):
         if place.get(section) is None:
             place[section] = {}
+            lines[".".join(sections[:depth])] = 0
         place = place[section]
         if not isinstance(place, dict):
             return f"{key} on the command line: {section} is a single value, not a section"

@@ -268,16 +268,27 @@ class Config(Section):
     """A pruning job."""
 
     model: Model
+    """The network that is pruned."""
     data: Data
+    """Images and labels."""
     prune: Prune
+    """What is pruned, how far, and how fast."""
     phases: Phases = Phases()
+    """How long each phase takes, and its learning rate."""
     train: Train = Train()
+    """What one optimizer step is made of."""
     optimizer: Optimizer = SGD()
+    """sgd or adamw, by name."""
     distill: Distill | None = None
+    """A teacher to learn from; null for none."""
     eval: Eval = Eval()
+    """When the model is evaluated."""
     checkpoint: Checkpoint = Checkpoint()
+    """When the state of the run is saved."""
     run: Run = Run()
+    """Where and how the run happens."""
     tracking: Tracking = Tracking()
+    """Where figures go."""
 
 
 def combination_faults(config: Config) -> list[str]:

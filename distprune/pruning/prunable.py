@@ -107,6 +107,7 @@ def find_prunable(
     parameters = dict(model.named_parameters())
     default, left_out = _prunable_by_default(model, embeddings)
     chosen = [n for n in parameters if n in _matching(include, parameters, default)] if include else list(default)
+    left_out |= {name: "not included" for name in default if name not in chosen}
     excluded = _matching(exclude, parameters, default)
     tensors: list[Prunable] = []
     offset = 0

@@ -13,8 +13,11 @@ def log_to_file(folder: Path, rank: int) -> None:
     """Write everything this rank logs to `folder`/rank-NNNNN.log, each line with its rank."""
     folder.mkdir(parents=True, exist_ok=True)
     form = logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s")
-    file = logging.FileHandler(folder / f"rank-{rank:05d}.log", mode="w", encoding="utf-8")
+    file = logging.FileHandler(folder / f"rank-{rank:05d}.log", mode="a", encoding="utf-8")
     file.setFormatter(form)
+    for earlier in list(logger.handlers):
+        logger.removeHandler(earlier)
+        earlier.close()
     logger.setLevel(logging.INFO)
     logger.addHandler(file)
     logger.propagate = False
@@ -24,4 +27,4 @@ def log_to_file(folder: Path, rank: int) -> None:
         terminal.setFormatter(logging.Formatter("distprune: %(message)s"))
         logger.addHandler(terminal)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").addHandler(file)
+    logging.getLogger("py.warnings").handlers = [file]

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -60,7 +61,7 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], spared: Sequence[int] = ()) -> None:
-        """Write a checkpoint, then delete all but the newest `keep` and those of the steps in `spared`.
+        """Write a checkpoint, then delete all but the newest `keep`, those of the steps in `spared`, and later ones.
 
         Raises:
             CheckpointError: it could not be written on some rank; those written before are whole.
@@ -73,19 +74,25 @@ class Checkpoints:
         if problem:
             self._try(lambda: self._discard(partial))
             raise CheckpointError(f"cannot write the checkpoint of step {step}: {problem}")
-        self._try(lambda: self._purge(spared))
+        self._try(lambda: self._purge(final.name, spared))
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, the same on all ranks; damaged ones are named in the log and passed over."""
-        found = None
-        for path in self._all():
-            damage = self._try(lambda path=path: _verify(path) if self._rank == 0 else None)
-            if damage is None:
-                state = json.loads((path / STATE).read_text(encoding="utf-8"))
-                found = Checkpoint(path, state["step"], state)
-                break
-            logger.warning(f"checkpoint {path} is damaged and is passed over: {damage}")
-        return found
+        """The newest whole checkpoint, chosen by rank 0; damaged ones are named in its log and passed over."""
+        found: list[Any] = [None]
+        for path in self._all() if self._rank == 0 else []:
+            try:
+                _verify(path)
+            except (OSError, ValueError, TypeError, AttributeError, KeyError, CheckpointError) as error:
+                logger.warning(f"checkpoint {path} is damaged and is passed over: {error}")
+                continue
+            found = [(path.name, json.loads((path / STATE).read_text(encoding="utf-8")))]
+            break
+        if self._world_size > 1:
+            dist.broadcast_object_list(found, 0)
+        if found[0] is None:
+            return None
+        name, state = found[0]
+        return Checkpoint(self._folder / name, state["step"], state)
 
     def load(self, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> None:
         """Fill `tensors` in place, whatever ranks and shards they were saved from.
@@ -133,12 +140,15 @@ class Checkpoints:
         if self._rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _purge(self, spared: Sequence[int]) -> None:
-        if self._rank == 0:
-            names = {f"step-{step:08d}" for step in spared}
-            for path in list(self._all())[self._keep :]:
-                if path.name not in names:
-                    shutil.rmtree(path)
+    def _purge(self, newest: str, spared: Sequence[int]) -> None:
+        if self._rank > 0:
+            return
+        names = {f"step-{step:08d}" for step in spared}
+        # Those of later steps are what was passed over when the run went on.
+        later = [path for path in self._all() if path.name > newest]
+        older = [path for path in self._all() if path.name <= newest and path.name not in names]
+        for path in later + older[self._keep :]:
+            shutil.rmtree(path)
 
     def _all(self) -> Iterator[Path]:
         """Checkpoints by name, the newest first."""
@@ -149,8 +159,10 @@ class Checkpoints:
         try:
             action()
             problem = None
-        except Exception as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        except (Exception, CheckpointException) as error:
+            failures = error.failures if isinstance(error, CheckpointException) else {}
+            cause = next((failure for failure, _ in failures.values()), error)
+            reason = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
             problem = f"rank {self._rank}: {reason}" if self._world_size > 1 else reason
         if self._world_size == 1:
             return problem

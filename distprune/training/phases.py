@@ -77,6 +77,10 @@ def _schedule(config: Config, ends: dict[str, int], steps_per_epoch: int) -> tup
     begin, phase_end, run_end = ends["dense"], ends["prune"], ends["finetune"]
     if prune.sparsity == 0:
         return CubicSchedule(final=0.0, begin=begin, end=begin), []
+    if phase_end == begin:
+        raise ConfigError(
+            f"phases.prune: is shorter than one optimizer step, so prune.sparsity {prune.sparsity} is never reached"
+        )
     span = phase_end - begin if prune.length is None else _steps(prune.length, steps_per_epoch)
     end, warnings = begin + span, []
     if end > run_end:

@@ -56,15 +56,17 @@ class RunState:
         self._failures = 0
         self._spared: list[int] = []
 
-    def save(self, step: int, progress: dict[str, Any], spare: bool = False) -> str | None:
+    def save(self, step: int, progress: dict[str, Any], final: bool) -> str | None:
         """Write a checkpoint of `step` with `progress` (JSON values) in it; what went wrong, if it did.
 
-        `spare` keeps it when older ones are deleted.
+        The first at the final sparsity (`final`) is kept for good.
 
         Raises:
             CheckpointError: as many saves in a row as are allowed have failed.
             MaskMismatchError: ranks hold different masks; nothing is written.
         """
+        if final and not self._spared:
+            self._spared.append(step)
         self._pruner.verify()
         sync_buffers(self._model)
         masks = self._pruner.state_dict()
@@ -76,10 +78,9 @@ class RunState:
             "zeros": self._pruner.zeros,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "config": self._config.model_dump(),
+            "optimized": [name for name, p in self._model.named_parameters() if self._optimizer.state.get(p)],
             "spared": self._spared,
         }
-        if spare and step not in self._spared:
-            self._spared.append(step)
         try:
             self._checkpoints.save(step, self._tensors(masks["masks"]), state, self._spared)
         except CheckpointError as error:
@@ -98,15 +99,7 @@ class RunState:
         """
         checkpoint = self._checkpoints.newest()
         if checkpoint is not None:
-            before, now = dict(_leaves(checkpoint.state["config"])), dict(_leaves(self._config.model_dump()))
-            faults = [
-                f"{key}: was {before.get(key)!r} when the run in this folder began, now {now.get(key)!r}; go on with "
-                "the same value, or choose another run.dir"
-                for key in before | now
-                if before.get(key) != now.get(key) and not key.startswith(FREE)
-            ]
-            if faults:
-                raise ConfigError(*faults)
+            refuse_another_job(checkpoint.state["config"], self._config)
         return checkpoint
 
     def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -116,7 +109,7 @@ class RunState:
             CheckpointError: the masks that come back are not those that were saved.
         """
         masks = self._pruner.state_dict()["masks"]
-        self._materialize_optimizer_state()
+        self._materialize_optimizer_state(set(checkpoint.state["optimized"]))
         self._checkpoints.load(checkpoint, self._tensors(masks))
         state = checkpoint.state
         self._pruner.load_state_dict({**state["pruner"], "masks": masks})
@@ -137,17 +130,35 @@ class RunState:
                     tensors[f"optimizer.{name}.{key}"] = value
         return tensors | {f"mask.{name}": value for name, value in masks.items()}
 
-    def _materialize_optimizer_state(self) -> None:
-        """Let the optimizer make its state, by a step that moves nothing, for the checkpoint to be read into."""
+    def _materialize_optimizer_state(self, names: set[str]) -> None:
+        """Let the optimizer make its state for the parameters `names`, by a step that moves nothing."""
         rates = [group["lr"] for group in self._optimizer.param_groups]
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
-            for parameter in group["params"]:
+        for name, parameter in self._model.named_parameters():
+            if name in names:
                 parameter.grad = torch.zeros_like(parameter)
         self._optimizer.step()
         self._optimizer.zero_grad()
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+
+def refuse_another_job(began_with: dict[str, Any], config: Config) -> None:
+    """Refuse a configuration that would give another result than that which a run folder's run began with.
+
+    Raises:
+        ConfigError: lists the settings that differ.
+    """
+    before, now = dict(_leaves(began_with)), dict(_leaves(config.model_dump()))
+    faults = [
+        f"{key}: was {before.get(key)!r} when the run in {config.run.dir} began, now {now.get(key)!r}; go on with the "
+        "same value, or choose another run.dir"
+        for key in before | now
+        if before.get(key) != now.get(key) and not key.startswith(FREE)
+    ]
+    if faults:
+        raise ConfigError(*faults)
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from distprune.config import Config
 from distprune.config.schema import AdamW, Teacher
-from distprune.data import ImageData, Order, eval_loader, load_images, normalize, train_loader
-from distprune.data.transforms import Transforms
+from distprune.data import Order
 from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
 from distprune.pruning import Pruner
 from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
-from distprune.training.checkpoint import Checkpoints
+from distprune.training.checkpoint import CheckpointError, Checkpoints
+from distprune.training.checks import check_fit, check_labels, check_teacher
 from distprune.training.evaluation import EvalResult, evaluate
+from distprune.training.images import Images
 from distprune.training.phases import Span, Timetable, make_timetable
 from distprune.training.run_folder import RunFolder, plain_state_dict
 from distprune.training.run_state import RunState
@@ -66,70 +63,6 @@ def make_accelerator(config: Config) -> Accelerator:
             "configuration (launch/cpu.yaml works without a GPU)"
         )
     return accelerator
-
-
-class Images:
-    """Loaders of one split for one rank: normalised batches on the device."""
-
-    def __init__(self, config: Config, split: str, accelerator: Accelerator) -> None:
-        self.data: ImageData = load_images(config.data, split)
-        self._config = config
-        self._accelerator = accelerator
-        device = accelerator.device
-        self._mean = torch.tensor(config.data.mean, device=device)
-        self._std = torch.tensor(config.data.std, device=device)
-        self._pin = device.type == "cuda"
-        self._memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
-
-    def first_images(self, training: bool = False) -> Tensor:
-        """Two images as the model will see them, on the device.
-
-        Raises:
-            ConfigError: a transform fails, or makes images of unequal size.
-        """
-        key = "data.train_transforms" if training else "data.eval_transforms"
-        indices = [0, len(self.data) - 1]
-        try:
-            images = self._transforms(training)(self.data.images.get(indices), [(0, index) for index in indices])
-            return self._on_device(images)
-        except ConfigError:
-            raise
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            remedy = "; Resize and CenterCrop make them equal" if "equal size" in reason else ""
-            raise ConfigError(f"{key}: fail on the first images: {reason}{remedy}") from error
-
-    def train_batches(self, order: Order, begin: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Micro-batches from step `begin` on, without end."""
-        config, ranks = self._config, self._accelerator
-        loader = train_loader(
-            self.data, self._transforms(training=True), order, begin, ranks.process_index, ranks.num_processes,
-            config.train.accumulate, config.data.workers, self._pin,
-        )  # fmt: skip
-        return self._ready(loader)
-
-    def eval_batches(self) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-        """This rank's part of the split, anew at each call."""
-        config, ranks = self._config, self._accelerator
-        loader = eval_loader(
-            self.data, self._transforms(training=False), config.eval.batch_size, ranks.process_index,
-            ranks.num_processes, config.data.workers, self._pin,
-        )  # fmt: skip
-        return lambda: self._ready(loader)
-
-    def _transforms(self, training: bool) -> Transforms:
-        data, seed = self._config.data, self._config.run.seed
-        if training:
-            return Transforms(data.train_transforms, seed, "data.train_transforms")
-        return Transforms(data.eval_transforms, seed, "data.eval_transforms")
-
-    def _on_device(self, images: Tensor) -> Tensor:
-        on_device = images.to(self._accelerator.device, non_blocking=True, memory_format=self._memory_format)
-        return normalize(on_device, self._mean, self._std)
-
-    def _ready(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in loader:
-            yield self._on_device(images), labels.to(self._accelerator.device, non_blocking=True)
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
@@ -176,12 +109,19 @@ class Tasks:
     """The task of each phase, with the teacher made when it is first needed."""
 
     def __init__(
-        self, config: Config, model: nn.Module, classes: int, accelerator: Accelerator, folder: RunFolder
+        self,
+        config: Config,
+        model: nn.Module,
+        pruner: Pruner,
+        classes: int,
+        accelerator: Accelerator,
+        folder: RunFolder,
     ) -> None:
         self._config = config
         self._model = model
         self._classes = classes
         self._accelerator = accelerator
+        self._pruner = pruner
         self._folder = folder
         # Loaded at once: a file that is not there should end the run before it begins.
         teacher = load_teacher(config, classes)
@@ -190,10 +130,11 @@ class Tasks:
     def for_span(self, span: Span) -> Task:
         """What is learnt in the phase `span`."""
         smoothing, distill = self._config.train.label_smoothing, self._config.distill
-        if distill is None or span.name not in distill.phases:
-            return Classification(self._model, smoothing)
-        if self.teacher is None:
+        if distill is not None and self.teacher is None and span.name != "dense":
+            # Now, before the student is first pruned, whichever phase has the teacher.
             self.teacher = self._from_student()
+        if distill is None or self.teacher is None or span.name not in distill.phases:
+            return Classification(self._model, smoothing)
         return Distillation(
             self._model, self.teacher, distill.alpha, distill.temperature, self._accelerator.autocast, smoothing
         )
@@ -201,6 +142,9 @@ class Tasks:
     def _from_student(self) -> nn.Module:
         # Built anew: a copy of the wrapped student would call the student's own forward.
         # Kept in a file: a start that goes on in a later phase finds the student pruned already.
+        self._accelerator.wait_for_everyone()
+        if not self._folder.teacher.exists() and self._pruner.zeros:
+            raise CheckpointError(f"the dense teacher {self._folder.teacher} is gone, and the model is pruned already")
         if self._accelerator.is_main_process and not self._folder.teacher.exists():
             self._folder.write_tensors(self._folder.teacher.name, plain_state_dict(unwrap(self._model)), {})
         self._accelerator.wait_for_everyone()
@@ -244,7 +188,7 @@ def make_job(config: Config, folder: RunFolder) -> Job:
     eval_batches = held_out.eval_batches()
     model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
     pruner = make_pruner(model, optimizer, timetable, config)
-    tasks = Tasks(config, model, classes, accelerator, folder)
+    tasks = Tasks(config, model, pruner, classes, accelerator, folder)
     if tasks.teacher is not None:
         check_teacher(tasks.teacher, bare, train.first_images(training=True), classes, accelerator)
     trackers = Trackers()
@@ -304,57 +248,3 @@ def make_pruner(model: nn.Module, optimizer: Optimizer, timetable: Timetable, co
         )
     except ValueError as error:
         raise ConfigError(f"prune: {error}") from error
-
-
-def check_labels(train: ImageData, held_out: ImageData, name: str) -> None:
-    """Refuse labels of the held-out split `name` that training knows nothing of.
-
-    Raises:
-        ConfigError: names the first.
-    """
-    beyond = (held_out.labels >= len(train.classes)).nonzero()
-    if len(beyond):
-        sample = int(beyond[0])
-        raise ConfigError(
-            f"data.eval_split: sample {sample} of {name} has label {int(held_out.labels[sample])}, but "
-            f"data.train_split has only {len(train.classes)} classes"
-        )
-
-
-def check_teacher(teacher: nn.Module, student: nn.Module, images: Tensor, classes: int, ranks: Accelerator) -> None:
-    """Run two images through the teacher and the student.
-
-    Raises:
-        ConfigError: images do not fit the teacher, or its outputs are not as many as the student's.
-    """
-    check_fit(teacher, images, classes, ranks, "distill.teacher")
-    with torch.no_grad(), ranks.autocast():
-        theirs, ours = (net.eval()(images[:2]).shape[1] for net in (teacher, student))
-    if theirs != ours:
-        raise ConfigError(f"distill.teacher: has {theirs} outputs, but the student has {ours}; they must be as many")
-
-
-def check_fit(
-    model: nn.Module, images: Tensor, classes: int, accelerator: Accelerator, key: str = "model", train: bool = False
-) -> None:
-    """Run two images through the model, or through a copy of it in training mode.
-
-    Raises:
-        ConfigError: images do not fit the model, or it has fewer outputs than there are classes.
-    """
-    shape, name = tuple(images.shape[1:]), type(model).__name__
-    model = copy.deepcopy(model).train() if train else model.eval()
-    try:
-        with torch.no_grad(), accelerator.autocast():
-            logits = model(images[:2])
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{key}: {name} does not take images of {shape}: {reason}") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        mode = " in training mode" if train else ""
-        raise ConfigError(f"{key}: {name} does not return logits of shape (batch, classes){mode}")
-    if logits.shape[1] < classes:
-        raise ConfigError(
-            f"{key}: {name} has {logits.shape[1]} outputs, but data has {classes} classes; set "
-            f"{key}.args.num_classes={classes}"
-        )

@@ -17,7 +17,7 @@ REASONS = {SIGNAL: "a signal", STOP_FILE: "a stop file", OUT_OF_TIME: "run.max_m
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has written a checkpoint."""
+    """The run was asked to stop; its message says so where the checkpoint could not be written."""
 
 
 class Stopper:

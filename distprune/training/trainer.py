@@ -40,8 +40,11 @@ from distprune.training.tasks import Task
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
+MOST_SKIPPED = 100
+
+
 class DivergedError(RuntimeError):
-    """The training loss is NaN or infinite."""
+    """The training loss, or every gradient, is NaN or infinite."""
 
 
 @dataclass
@@ -150,7 +153,7 @@ class Trainer:
         self.last: EvalResult | None = None
         self.train_seconds = 0.0
         self._meter = Meter()
-        self._clock = time.perf_counter()
+        self._began = self._clock = time.perf_counter()
         self._at_last_log = (0, 0.0)
         self._row: dict[str, float] = {}
 
@@ -159,15 +162,21 @@ class Trainer:
         self.step, self.batches_taken = progress["step"], progress["batches_taken"]
         self.dense, self.last = (EvalResult(**e) if e else None for e in (progress["dense"], progress["last"]))
         self.train_seconds = progress["train_seconds"]
+        self._began -= progress["wall_seconds"]
         self._at_last_log = (progress["at_last_log"][0], progress["at_last_log"][1])
         self._row = progress["row"]
         self._meter.restore(progress["meter"], self.accelerator)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time spent on the run, in all its starts."""
+        return time.perf_counter() - self._began
 
     def fit(self) -> EvalResult:
         """Train to the end of the timetable and return the final evaluation.
 
         Raises:
-            DivergedError: the loss is not finite on a step that is logged.
+            DivergedError: the loss is not finite on a step that is logged, or gradients are not for many steps.
             Stopped: the run was asked to stop, and has saved its state.
             CheckpointError: too many saves have failed.
             NonFiniteError, MaskMismatchError: see `Pruner.step`.
@@ -185,11 +194,15 @@ class Trainer:
             self._row |= self._update_masks()
             self._log()
             self._clock = time.perf_counter()
+            skipped = 0
             while self.step < span.end:
                 if self._train_step(task, span, batches):
+                    skipped = 0
                     self.step += 1
                     self._after_step(span)
                     self._save_or_stop(span)
+                elif (skipped := skipped + 1) >= MOST_SKIPPED:
+                    raise DivergedError(f"the gradient scaler skipped {skipped} steps in a row after step {self.step}")
         self._log()
         assert self.last is not None
         return self.last
@@ -233,8 +246,9 @@ class Trainer:
         reason = self.stopper.reason(self.step)
         if reason is None and not _is_due(self.save_every, self.step, span):
             return
-        at_final = span.name == "prune" and self.step == span.end
-        problem = self.run_state.save(self.step, self._progress(), spare=at_final)
+        problem = self.run_state.save(self.step, self._progress(), final=self.step >= self.timetable.schedule.end)
+        self._clock = time.perf_counter()
+        logger.info(f"checkpoint of step {self.step}: {problem or 'written'}")
         if reason is not None:
             raise Stopped(f"stopped by {reason} at step {self.step}" + (f"; {problem}" if problem else ""))
         if problem:
@@ -248,6 +262,7 @@ class Trainer:
             "dense": self.dense and asdict(self.dense),
             "last": self.last and asdict(self.last),
             "train_seconds": self.train_seconds,
+            "wall_seconds": self.wall_seconds,
             "at_last_log": self._at_last_log,
             "row": self._row,
             "meter": self._meter.total(self.accelerator),

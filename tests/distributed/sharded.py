@@ -370,8 +370,9 @@ def refusal(weight: torch.Tensor, group=None) -> str:
 
 def a_mesh_larger_than_the_group_is_refused(alone):
     message = refusal(distribute_tensor(normal(8, 3), meshes()["line"], [Shard(0)]), group=alone)
-    size = dist.get_world_size()
-    assert message == f"tensors.0 cannot be pruned: it is sharded over {size} ranks, but 1 prune together", message
+    placed = list(range(dist.get_world_size()))
+    expected = f"tensors.0 cannot be pruned: it is placed on ranks {placed}, but those that prune together are"
+    assert message == f"{expected} [{dist.get_rank()}]", message
 
 
 def a_mesh_smaller_than_the_group_is_refused(alone):
@@ -379,14 +380,15 @@ def a_mesh_smaller_than_the_group_is_refused(alone):
         return
     mesh = DeviceMesh("cpu", [0, 1])
     message = refusal(distribute_tensor(normal(8, 3), mesh, [Shard(0)]))
-    size = dist.get_world_size()
-    assert message == f"tensors.0 cannot be pruned: it is sharded over 2 ranks, but {size} prune together", message
+    together = list(range(dist.get_world_size()))
+    expected = f"tensors.0 cannot be pruned: it is placed on ranks [0, 1], but those that prune together are {together}"
+    assert message == expected, message
 
 
 def the_mesh_of_one_row_of_a_square_is_refused(alone):
     if (square := meshes().get("square")) is not None:
         message = refusal(distribute_tensor(normal(8, 3), square["shard"], [Shard(0)]))
-        assert "it is sharded over 2 ranks, but 4 prune together" in message, message
+        assert "those that prune together are [0, 1, 2, 3]" in message, message
 
 
 def a_mesh_of_other_ranks_than_the_group_is_refused_though_as_large(alone):

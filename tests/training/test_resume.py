@@ -8,7 +8,9 @@ import sys
 import time
 
 import pytest
+import torch
 
+from distprune.training.checkpoint import CheckpointError, Checkpoints
 from tests.jobs import DIGITS, ROOT, SHORT, read_json, read_rows
 
 JOB = (*SHORT, "phases.dense.epochs=6", "checkpoint.every=20", "model.args={width: 8}", "model.channels_last=true")
@@ -106,7 +108,7 @@ def test_another_job_in_the_folder_is_refused(tmp_path, start):
     assert code == 75
     code, output = start(1, "run.dir=run", "prune.sparsity=0.5", "run.seed=3", "run.log_every=5")
     assert code == 2
-    assert "prune.sparsity: was 0.9 when the run in this folder began, now 0.5" in output
+    assert "prune.sparsity: was 0.9 when the run in run began, now 0.5" in output
     assert "run.seed" in output
     assert "run.log_every" not in output
 
@@ -125,8 +127,6 @@ def test_damaged_checkpoints_are_passed_over(tmp_path, start):
         flipped[len(content) // 2] ^= 1
         for damage in (b"", content[: len(content) // 2], bytes(flipped), None):
             (newest / name).write_bytes(damage) if damage is not None else (newest / name).unlink()
-            from distprune.training.checkpoint import Checkpoints
-
             found = Checkpoints(newest.parent, 0, 1, 2).newest()
             assert found is not None, (name, damage)
             assert found.path == checkpoints[0], name
@@ -137,6 +137,38 @@ def test_damaged_checkpoints_are_passed_over(tmp_path, start):
     assert "is damaged and is passed over" in output
     assert "Traceback" not in output
     assert whole(tmp_path / "run") == whole(tmp_path / "undisturbed")
+
+
+def test_a_failed_save_leaves_earlier_checkpoints_whole(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, 0, 1, keep=2)
+    tensors = {"w": torch.arange(6.0)}
+    checkpoints.save(1, tensors, {"step": 1})
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.distributed.checkpoint.hf_storage.HuggingFaceStorageWriter.write_data", full)
+        with pytest.raises(CheckpointError, match=r"step 2.*No space left"):
+            checkpoints.save(2, tensors, {"step": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    found = checkpoints.newest()
+    assert found.step == 1
+    into = {"w": torch.zeros(6)}
+    checkpoints.load(found, into)
+    assert torch.equal(into["w"], torch.arange(6.0))
+
+
+def test_the_newest_and_the_spared_are_kept_and_later_ones_that_were_passed_over_are_not(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 0, 1, keep=2)
+    for step in (1, 2, 3, 9):
+        checkpoints.save(step, {"w": torch.zeros(1)}, {"step": step}, spared=[1])
+    (tmp_path / "step-00000009" / "state.json").write_text("")
+    assert checkpoints.newest().step == 3
+    for step in (4, 5):
+        checkpoints.save(step, {"w": torch.zeros(1)}, {"step": step}, spared=[1])
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000001", "step-00000004", "step-00000005"]
+    assert (tmp_path / "latest").read_text() == "step-00000005\n"
 
 
 @pytest.mark.slow

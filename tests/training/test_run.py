@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 from distprune.cli import main as command
 from distprune.train import main
@@ -152,6 +153,23 @@ def test_the_dense_model_is_judged_and_taken_as_teacher_before_it_is_pruned():
     assert dense["prune/sparsity"] == pytest.approx(0.9, abs=1e-5)
     assert dense["eval/top1"] == read_json("run/summary.json")["dense/top1"] > 80
     assert first["train/loss_kd"] > 1, "a student pruned in one shot is far from the teacher it was"
+
+
+def test_a_teacher_for_the_last_phase_only_is_the_dense_model_all_the_same():
+    run("distill={phases: [finetune]}")
+    teacher = load_file("run/teacher.safetensors")
+    assert all((teacher[name] != 0).any(dim=-1).all() for name in ("1.weight", "3.weight", "5.weight"))
+
+
+def test_a_prune_phase_of_less_than_a_step_is_refused(capsys):
+    assert main([str(DIGITS), *LINEAR, "run.dir=run", "phases.prune.epochs=0.001"]) == 2
+    assert "never reached" in capsys.readouterr().err
+
+
+def test_a_finished_folder_is_not_taken_for_another_job(capsys):
+    run()
+    assert main([str(DIGITS), *LINEAR, "run.dir=run", "prune.sparsity=0.5"]) == 2
+    assert "prune.sparsity: was 0.9" in capsys.readouterr().err
 
 
 def test_a_diverging_run_fails_with_a_remedy(capsys):
