@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -115,7 +116,7 @@ def _layer_table(layers: dict[str, LayerSparsity], config: Config) -> Table:
     for column in ("shape", "weights", "left", "sparsity"):
         table.add_column(column, justify="right")
     for name, layer in layers.items():
-        weights = _numel(layer)
+        weights = math.prod(layer.shape)
         shape = " x ".join(map(str, layer.shape))
         table.add_row(name, shape, f"{weights:,}", f"{weights - layer.zeros:,}", f"{layer.sparsity:.4f}")
     return table
@@ -127,7 +128,7 @@ def _doubts(config: Config, layers: dict[str, LayerSparsity], timetable: Timetab
     if not trained and timetable.spans[0].name != "dense":
         yield "an untrained model is pruned: name trained model.weights, or give phases.dense a length"
     for name, layer in layers.items():
-        weights = _numel(layer)
+        weights = math.prod(layer.shape)
         if trained and weights and layer.zeros == weights:
             yield f"{name}: nothing would be left of its {weights:,} weights; exclude it, or lower prune.sparsity"
         elif (left := weights * (1 - config.prune.sparsity)) < FEW_WEIGHTS:
@@ -135,10 +136,3 @@ def _doubts(config: Config, layers: dict[str, LayerSparsity], timetable: Timetab
                 f"{name}: prune.sparsity {config.prune.sparsity} leaves about {left:.0f} of its {weights} weights; "
                 "prune.exclude keeps it dense"
             )
-
-
-def _numel(layer: LayerSparsity) -> int:
-    weights = 1
-    for size in layer.shape:
-        weights *= size
-    return weights

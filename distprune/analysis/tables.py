@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     ):
         layers.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for name, layer in summary["prune/layers"].items():
-        weights = 1
-        for size in layer["shape"]:
-            weights *= size
+        weights = math.prod(layer["shape"])
         layers.add_row(name, _shape(layer["shape"]), f"{layer['zeros']:,}", f"{weights:,}", f"{layer['sparsity']:.4f}")
     console.print(layers)
     figures = Table.grid(padding=(0, 2))

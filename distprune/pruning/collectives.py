@@ -23,11 +23,9 @@ class Ranks:
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up `values` over all ranks, in place; one collective, none for one rank."""
-        return self._reduce(values, dist.ReduceOp.SUM)
-
-    def max(self, values: Tensor) -> Tensor:
-        """The elementwise maximum of `values` over all ranks, in place; one collective, none for one rank."""
-        return self._reduce(values, dist.ReduceOp.MAX)
+        if self.world_size > 1:
+            dist.all_reduce(values, group=self._group)
+        return values
 
     def gather(self, values: Tensor) -> Tensor:
         """Stack equally shaped `values` of all ranks, shape (world_size, *values.shape). For error reports."""
@@ -36,8 +34,3 @@ class Ranks:
         rows = [torch.empty_like(values) for _ in range(self.world_size)]
         dist.all_gather(rows, values, group=self._group)
         return torch.stack(rows)
-
-    def _reduce(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
-        if self.world_size > 1:
-            dist.all_reduce(values, op, group=self._group)
-        return values

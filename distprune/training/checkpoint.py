@@ -189,15 +189,11 @@ def _verify(path: Path) -> None:
 
 def _sha256(path: Path) -> str:
     """The checksum of a file, which is synced to disk first."""
+    total = hashlib.sha256()
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    total = hashlib.sha256()
-    while block := file.read(1 << 20):
-        total.update(block)
+        while block := file.read(1 << 20):
+            total.update(block)
     return total.hexdigest()
 
 
