@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distprune.pruning.shards import CHUNK, Part, chunks, flat
+from distprune.pruning.shards import CHUNK, INT_OF_SIZE, Part, chunks, flat
 
-_INT_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _GATHER_BYTES_TO_BITS = 0x0102_0408_1020_4080
 
 
 def apply(mask: Tensor, tensor: Tensor) -> None:
     """Set `tensor` (2, 4 or 8 bytes an element) to +0 in place where `mask` is False; NaN and inf become +0 too."""
-    bits = tensor.detach().view(_INT_OF_SIZE[tensor.element_size()])
+    bits = tensor.detach().view(INT_OF_SIZE[tensor.element_size()])
     if bits.device.type != "cpu" or bits.stride() != mask.stride():
         bits.mul_(mask)
         return

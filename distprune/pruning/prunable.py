@@ -102,7 +102,7 @@ def find_prunable(
             of a kind that cannot be pruned.
     """
     ranks = ranks or Ranks()
-    _reshard(model)
+    reshard(model)
     model = unwrap(model)
     parameters = dict(model.named_parameters())
     default, left_out = _prunable_by_default(model, embeddings)
@@ -127,8 +127,8 @@ def find_prunable(
     return Selection(tuple(tensors), {n: r for n, r in left_out.items() if n not in included})
 
 
-def _reshard(model: nn.Module) -> None:
-    """Bring FSDP2's sharded parameters back: after a forward pass alone it shows gathered copies of some."""
+def reshard(model: nn.Module) -> None:
+    """Bring FSDP2's sharded parameters back: after a forward pass alone it shows and uses gathered copies of some."""
     if "torch.distributed.fsdp" not in sys.modules:
         return
     from torch.distributed.fsdp import FSDPModule

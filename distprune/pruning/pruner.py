@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +10,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from distprune.pruning import masks as mask_ops
+from distprune.pruning.agreement import Copies, MaskMismatchError, checksum
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.prunable import Prunable, find_prunable
 from distprune.pruning.schedule import Schedule
 from distprune.pruning.scores import KeyFormat
 from distprune.pruning.shards import chunks, flat, local
 from distprune.pruning.threshold import NonFiniteError, Threshold, find_threshold
-
-
-class MaskMismatchError(RuntimeError):
-    """Ranks hold different masks. Raised on every rank; the message names rank, tensor and step."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,8 @@ class Pruner:
         self.mask_digest: str = ""
         """A fingerprint of all masks (16 hex digits), the same on every rank and topology. New with each update."""
         self._kept = {t.name: t.numel for t in self.tensors}
+        self._copies = Copies([t.name for t in self.tensors], [t.part for t in self.tensors], self._ranks)
+        self._verified: Tensor | None = None
         self._keys = KeyFormat.of({t.weight.dtype for t in self.tensors})
         self._steps_done = 0
         self._steps_seen = -1
@@ -160,33 +159,24 @@ class Pruner:
     def verify(self) -> None:
         """Count zeros and fingerprint the masks over all ranks, and compare those of ranks that hold the same part.
 
-        One collective, three integers for each tensor; call it on all ranks.
+        A mask that has changed since this was last done, other than by an update, is found too. One collective, four
+        integers for each tensor; call it on all ranks.
 
         Raises:
             MaskMismatchError: a rank differs; the message names it, the tensor and the step.
         """
-        mine = torch.stack([mask_ops.digest(self.masks[t.name], t.part) for t in self.tensors])
-        kept = torch.stack([torch.count_nonzero(self.masks[t.name]) for t in self.tensors])
-        first = torch.tensor([t.part.copy == 0 for t in self.tensors], device=mine.device)
-        summed = self._ranks.sum(torch.stack([mine, mine * first, kept * first]))
-        copies = torch.tensor([t.part.copies for t in self.tensors], device=mine.device)
-        # Where all copies agree, their sum (modulo 2^64) is that of the first copies times their number.
-        if not torch.equal(summed[0], summed[1] * copies):
-            raise MaskMismatchError(self._who_differs(mine, (summed[0] != summed[1] * copies).tolist()))
-        digests, counts = summed[1].tolist(), summed[2].tolist()
-        self._kept = {t.name: count for t, count in zip(self.tensors, counts, strict=True)}
-        self.zeros = self.weights - sum(counts)
-        self.mask_digest = mask_ops.combine({t.name: d for t, d in zip(self.tensors, digests, strict=True)})
+        self._verify(self._changed())
 
     def state_dict(self) -> dict[str, Any]:
         """Masks as packed bits (see `distprune.pruning.masks`) and the place in the schedule; tensors and ints only.
 
-        Of sharded tensors the part on this rank.
+        Of tensors that are sharded by rows the bits are DTensors sharded alike, so that `torch.distributed.checkpoint`
+        brings them to any other topology; of those sharded in another way they are the part on this rank.
         """
         return {
             "steps_done": self._steps_done,
             "steps_seen": self._steps_seen,
-            "masks": {name: mask_ops.pack(mask) for name, mask in self.masks.items()},
+            "masks": {t.name: _sharded_alike(mask_ops.pack(self.masks[t.name]), t) for t in self.tensors},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -196,7 +186,7 @@ class Pruner:
             ValueError: the state is of other tensors; the message names them, and nothing has changed.
             MaskMismatchError: see `verify`.
         """
-        packed: dict[str, Tensor] = state["masks"]
+        packed: dict[str, Tensor] = {name: local(bits) for name, bits in state["masks"].items()}
         if packed.keys() != self.masks.keys():
             missing, extra = sorted(self.masks.keys() - packed), sorted(packed.keys() - self.masks)
             raise ValueError(f"masks are of other tensors: missing {missing}, unexpected {extra}")
@@ -206,7 +196,7 @@ class Pruner:
         for name, mask in self.masks.items():
             mask_ops.unpack(packed[name].to(mask.device), mask)
         self._steps_done, self._steps_seen = steps_done, steps_seen
-        self.verify()
+        self._verify(torch.zeros_like(self._checksums()))
         self.mask_weights()
         self._mask_optimizer_state()
 
@@ -226,13 +216,15 @@ class Pruner:
                 f"the schedule asks for {k} zeros (sparsity {target:.6f}) at step {step}, but {self.zeros} weights are "
                 "pruned already and pruned weights stay pruned"
             )
-        before, threshold = self.zeros, 0.0
+        before, threshold, changed = self.zeros, 0.0, self._changed()
         if k > before:
             cut = self._find_threshold(k, step)
             threshold = self._keys.value(cut.key)
             self._cut(cut)
             self._mask_optimizer_state()
-        self.verify()
+        self._verify(changed)
+        if self.zeros != k:
+            raise MaskMismatchError(f"{self.zeros} weights are masked at step {step}, not {k} as the schedule asks")
         return PruneReport(
             step=step,
             target_sparsity=target,
@@ -243,6 +235,28 @@ class Pruner:
             threshold=threshold,
             seconds=time.perf_counter() - began,
         )
+
+    def _checksums(self) -> Tensor:
+        return torch.stack([checksum(self.masks[t.name]) for t in self.tensors])
+
+    def _changed(self) -> Tensor:
+        """Which masks on this rank are not as they were when last verified (int64, 1 or 0 for each tensor)."""
+        now = self._checksums()
+        return torch.zeros_like(now) if self._verified is None else (now != self._verified).long()
+
+    def _verify(self, changed: Tensor) -> None:
+        prints = torch.stack([mask_ops.digest(self.masks[t.name], t.part) for t in self.tensors])
+        kept = torch.stack([torch.count_nonzero(self.masks[t.name]) for t in self.tensors])
+        digests, (kept, changed_anywhere), differs = self._copies.add_up(prints, self._copies.first(kept), changed)
+        when = f"at step {self._steps_done}"
+        if changed_anywhere.any():
+            raise MaskMismatchError(f"masks have changed between updates, found {when}: {self._copies.whose(changed)}")
+        if any(differs):
+            raise MaskMismatchError(f"masks differ between ranks {when}: {self._copies.who_differs(prints, differs)}")
+        self._kept = {t.name: count for t, count in zip(self.tensors, kept.tolist(), strict=True)}
+        self.zeros = self.weights - sum(self._kept.values())
+        self.mask_digest = mask_ops.combine(dict(zip(self._kept, digests.tolist(), strict=True)))
+        self._verified = self._checksums()
 
     def _check_optimizer(self) -> None:
         known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
@@ -307,25 +321,20 @@ class Pruner:
         zeros = tensor.numel - self._kept[tensor.name]
         return LayerSparsity(tuple(tensor.weight.shape), zeros, zeros / tensor.numel if tensor.numel else 0.0)
 
-    def _who_differs(self, mine: Tensor, differs: list[bool]) -> str:
-        """Name ranks whose mask is not that of most ranks with the same part; called on all ranks."""
-        starts = [hash(t.part.start + t.part.shape) for t in self.tensors]
-        table = self._ranks.gather(torch.stack([mine, torch.tensor(starts, device=mine.device)])).tolist()
-        found = []
-        for column, tensor in enumerate(self.tensors):
-            votes = Counter((row[1][column], row[0][column]) for row in table)
-            for rank, row in enumerate(table):
-                own = (row[1][column], row[0][column])
-                most = max(count for (start, _), count in votes.items() if start == own[0])
-                if differs[column] and votes[own] < most:
-                    found.append(f"rank {rank}: {tensor.name}")
-        names = [t.name for t, d in zip(self.tensors, differs, strict=True) if d]
-        where = ", ".join(found) or f"{', '.join(names)}, with no majority"
-        return f"masks differ between ranks at step {self._steps_done}: {where}"
-
 
 def _bare(optimizer: Optimizer) -> Optimizer:
     """The torch optimizer inside accelerate's wrapper, whose hooks are the ones that run."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer
+
+
+def _sharded_alike(packed: Tensor, tensor: Prunable) -> Tensor:
+    """Packed bits of this rank's part as a DTensor with the placements of the weight, where both are cut by rows."""
+    weight = tensor.weight
+    if not isinstance(weight, DTensor) or not tensor.part.is_rows:
+        return packed
+    shape = mask_ops.packed_shape(weight.shape)
+    return DTensor.from_local(
+        packed, weight.device_mesh, weight.placements, run_check=False, shape=torch.Size(shape), stride=(shape[1], 1)
+    )

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from distprune.pruning.collectives import Ranks
 
 CHUNK = 1 << 18
+INT_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distprune.pruning.agreement import Copies
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.prunable import Prunable
 from distprune.pruning.scores import KeyFormat
@@ -104,7 +105,7 @@ def find_threshold(
 
     def refuse_nonfinite(histogram: Tensor) -> None:
         if histogram[keys.infinite >> sum(keys.digits[1:]) :].any():
-            raise NonFiniteError(_count_nonfinite(tensors, pieces, ranks))
+            raise NonFiniteError(_count_nonfinite(tensors, ranks))
 
     device = tensors[0].weight.device
     kth = kth_smallest(score_keys, k, keys.digits, ranks, device, counts_dtype, check=refuse_nonfinite)
@@ -172,12 +173,24 @@ def kth_smallest(
     return Kth(prefix, k - below, equal)
 
 
-def _count_nonfinite(tensors: Sequence[Prunable], pieces: list[tuple[Prunable, int, int]], ranks: Ranks) -> str:
-    counts = dict.fromkeys((t.name for t in tensors), 0)
-    for tensor, start, stop in pieces:
-        weight = flat(tensor.local)
-        for begin, end in chunks(start, stop):
-            counts[tensor.name] += int((~torch.isfinite(weight[begin:end])).sum())
-    totals = ranks.sum(torch.tensor(list(counts.values()), device=tensors[0].weight.device))
-    found = [(t, int(n)) for t, n in zip(tensors, totals, strict=True) if n]
-    return ", ".join(f"{t.name}: {n} of {t.numel}" for t, n in found)
+def _count_nonfinite(tensors: Sequence[Prunable], ranks: Ranks) -> str:
+    """The tensors at fault, with how many of their weights, and on which ranks where not on all; a gather."""
+    mine = torch.stack([_nonfinite(tensor.local) for tensor in tensors])
+    copies = Copies([t.name for t in tensors], [t.part for t in tensors], ranks)
+    totals, _, differs = copies.add_up(mine)
+    by_tensor = zip(*ranks.gather(mine).tolist(), strict=True)
+    found = []
+    for tensor, total, differ, counts in zip(tensors, totals.tolist(), differs, by_tensor, strict=True):
+        holders = [str(rank) for rank, count in enumerate(counts) if count]
+        if holders:
+            where = "" if len(holders) == ranks.world_size else f" on rank {', '.join(holders)}"
+            found.append(f"{tensor.name}: {max(counts) if differ else total} of {tensor.numel}{where}")
+    return "; ".join(found)
+
+
+def _nonfinite(weight: Tensor) -> Tensor:
+    memory = flat(weight)
+    count = torch.zeros((), dtype=torch.int64, device=weight.device)
+    for begin, end in chunks(0, len(memory)):
+        count += (~torch.isfinite(memory[begin:end])).sum()
+    return count

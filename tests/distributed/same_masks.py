@@ -9,7 +9,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distprune.pruning import CubicSchedule, MaskMismatchError, NonFiniteError, Pruner
+from distprune.pruning import (
+    CubicSchedule,
+    MaskMismatchError,
+    NonFiniteError,
+    Pruner,
+    WeightMismatchError,
+    compare_replicas,
+)
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.prunable import find_prunable
 from distprune.pruning.scores import SINGLE
@@ -204,7 +211,7 @@ def nan_raises_the_same_error_on_every_rank(alone):
     before = bits([t.weight for t in pruner.tensors]), pruner.mask_digest, pruner.zeros
     messages = messages_of(NonFiniteError, pruner.step)
     assert len(set(messages)) == 1, messages
-    assert f"step 1: tensors.1: 3 of 1000, tensors.2: {infinite} of 216" in messages[0], messages
+    assert f"step 1: tensors.1: 3 of 1000; tensors.2: {infinite} of 216" in messages[0], messages
     assert (bits([t.weight for t in pruner.tensors]), pruner.mask_digest, pruner.zeros) == before
 
 
@@ -221,10 +228,20 @@ def a_flipped_bit_is_reported_on_every_rank_by_rank_and_tensor(alone):
         messages = messages_of(MaskMismatchError, getattr(pruner, next_act))
         assert len(set(messages)) == 1, messages
         assert "at step 1" in messages[0], messages
-        if dist.get_world_size() > 2:  # of two that differ nobody can say which is wrong
-            assert messages[0].endswith(f": rank {last}: tensors.1"), messages
-        else:
-            assert messages[0].endswith(": tensors.1, with no majority"), messages
+        assert messages[0].endswith(f": rank {last}: tensors.1"), messages
+
+
+def weights_that_differ_between_replicas_are_named_by_rank_and_tensor(alone):
+    last = dist.get_world_size() - 1
+    tensors = {f"t{i}": tensor for i, tensor in enumerate(models()["half precision"])}
+    assert compare_replicas(tensors, 7)
+    for name in tensors:
+        changed = {n: t.clone() for n, t in tensors.items()}
+        if dist.get_rank() == last:
+            changed[name].view(-1)[-1] *= -1
+        messages = messages_of(WeightMismatchError, lambda changed=changed: compare_replicas(changed, 7))
+        who = f"rank {last}: {name}" if last > 1 else f"{name}, with no majority"
+        assert set(messages) == {f"weights differ between ranks at step 7: {who}"}, messages
 
 
 def weights_that_differ_between_ranks_are_reported_on_every_rank(alone):
@@ -273,6 +290,7 @@ CHECKS = (
     training_under_ddp_keeps_weights_and_masks_equal,
     nan_raises_the_same_error_on_every_rank,
     a_flipped_bit_is_reported_on_every_rank_by_rank_and_tensor,
+    weights_that_differ_between_replicas_are_named_by_rank_and_tensor,
     weights_that_differ_between_ranks_are_reported_on_every_rank,
     a_state_saved_by_one_process_goes_on_in_many,
     a_group_of_some_ranks_prunes_without_the_others,
