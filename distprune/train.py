@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -16,18 +18,20 @@ import yaml
 from distprune.analysis.tables import print_summary
 from distprune.config import dump_config, load_config
 from distprune.errors import ConfigError
-from distprune.pruning import MaskMismatchError, NonFiniteError
+from distprune.pruning import MaskMismatchError, NonFiniteError, WeightMismatchError
 from distprune.tracking import JsonLines, Progress
 from distprune.tracking.logs import log_to_file, logger
 from distprune.training.checkpoint import Checkpoint, CheckpointError
+from distprune.training.liveness import is_lost_rank
+from distprune.training.nonfinite import DivergedError
 from distprune.training.results import summarize, versions, write_tensors
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import Job, make_job
 from distprune.training.stopping import Stopped
-from distprune.training.trainer import DivergedError
 
-EXPECTED = (NonFiniteError, MaskMismatchError, DivergedError, CheckpointError)
+EXPECTED = (NonFiniteError, MaskMismatchError, WeightMismatchError, DivergedError, CheckpointError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 STOPPED_EARLY = 75
 
 
@@ -62,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(job, folder, checkpoint)
     finally:
+        job.liveness.stop()
         folder.release()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -92,14 +97,16 @@ def _claim(folder: RunFolder) -> None:
 
 def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
     job.stopper.listen()
+    job.liveness.start()
     main_process, steps = job.accelerator.is_main_process, job.timetable.steps
     try:
         if main_process:
             folder.write_status("running", 0 if checkpoint is None else checkpoint.step, steps)
         logger.info(f"{socket.gethostname()}, {job.accelerator.device}, process {os.getpid()}, {versions()}")
         if checkpoint is not None:
+            checkpoint = job.run_state.restore(checkpoint)
             logger.info(f"going on from {checkpoint.path}")
-            job.trainer.resume(job.run_state.restore(checkpoint))
+            job.trainer.resume(checkpoint.state["progress"])
         if main_process:
             _open(job, folder, checkpoint)
         final = job.trainer.fit()
@@ -117,8 +124,8 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
                 "seed": job.config.run.seed,
             },
         )
+        write_tensors(folder, job.model, job.pruner)
         if main_process:
-            write_tensors(folder, job.model, job.pruner)
             folder.write_json("summary.json", summary)
             job.trackers.finish(summary)
             folder.write_status("done", trainer.step, steps)
@@ -144,7 +151,10 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     if checkpoint is None:
         folder.clear()
     else:
-        folder.go_back_to(begin, with_step=not checkpoint.state["progress"]["row"])
+        progress_then, tracker_id = checkpoint.state["progress"], checkpoint.state["tracker_id"]
+        folder.go_back_to(begin, with_step=not (progress_then["row"] or progress_then["evaluating"]))
+        if tracker_id is not None and folder.tracker_id() is None:
+            folder.write_text(folder.wandb_id.name, tracker_id)
     folder.write_text(folder.config.name, dump_config(job.config))
     progress = Progress(job.timetable.steps, begin)
     job.trackers.add(JsonLines(folder.metrics))
@@ -168,12 +178,23 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
 def _close_failed(job: Job, folder: RunFolder, error: BaseException) -> None:
     """Say which rank failed and why, in status.json, the log and on the terminal."""
     rank, step = job.accelerator.process_index, job.trainer.step
-    interrupted = isinstance(error, KeyboardInterrupt)
-    reason = "stopped by a signal" if interrupted else f"{type(error).__name__}: {error}"
+    interrupted, lost = isinstance(error, KeyboardInterrupt), is_lost_rank(error)
+    no_room = isinstance(error, OSError) and error.errno in NO_ROOM
+    if interrupted:
+        reason = "stopped by a signal"
+    elif lost:
+        reason = f"another rank does not answer: {job.liveness.who_stopped()}"
+    elif no_room:
+        reason = f"{error}; make room, and the same command goes on"
+    else:
+        reason = f"{type(error).__name__}: {error}"
     text = f"rank {rank} at step {step}: {reason}"
-    logger.error(text, exc_info=not (interrupted or isinstance(error, EXPECTED)))
-    if (folder.status() or {}).get("state") == "running":
-        folder.write_status("failed", step, job.timetable.steps, text)
+    if not lost:
+        job.liveness.fail(reason)
+    logger.error(text, exc_info=not (interrupted or no_room or isinstance(error, EXPECTED)))
+    with suppress(OSError):
+        if (folder.status() or {}).get("state") == "running":
+            folder.write_status("failed", step, job.timetable.steps, text)
     if rank > 0:
         print(f"distprune: {text}", file=sys.stderr)
     job.trackers.finish(None)

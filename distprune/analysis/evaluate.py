@@ -10,10 +10,11 @@ from distprune.config import Config, load_config
 from distprune.data import load_images
 from distprune.errors import ConfigError
 from distprune.training.checks import check_fit
+from distprune.training.devices import make_accelerator
 from distprune.training.evaluation import evaluate
 from distprune.training.images import Images
 from distprune.training.run_folder import RunFolder
-from distprune.training.setup import make_accelerator, make_model, place
+from distprune.training.setup import make_model, place
 
 
 def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
@@ -26,7 +27,7 @@ def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
     accelerator = make_accelerator(config)
     held_out = Images(config, config.data.eval_split, accelerator)
     classes = len(load_images(config.data, config.data.train_split).classes)
-    model = place(make_model(config, classes), config, accelerator.device)
+    model = place(make_model(config, classes), config, accelerator)
     check_fit(model, held_out.first_images(), classes, accelerator)
     result = evaluate(model, held_out.eval_batches()(), accelerator.autocast, accelerator.device)
     weights = sum(p.numel() for p in model.parameters())

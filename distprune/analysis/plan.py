@@ -13,12 +13,12 @@ from torch.optim import SGD
 from distprune.config import Config, dump_config, load_config
 from distprune.errors import ConfigError
 from distprune.pruning import CubicSchedule, LayerSparsity, NonFiniteError, Pruner
-from distprune.training.checks import check_fit, check_labels, check_teacher
+from distprune.training.checks import check_fit, check_labels, check_teacher, rehearse
+from distprune.training.devices import make_accelerator
 from distprune.training.images import Images
 from distprune.training.phases import Timetable, make_timetable
 from distprune.training.setup import (
     load_teacher,
-    make_accelerator,
     make_model,
     make_optimizer,
     make_order,
@@ -44,12 +44,12 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     order = make_order(config, len(train), world_size=1)
     timetable = make_timetable(config, order.steps_per_epoch)
     model = make_model(config, len(train.classes)).to(accelerator.device)
-    check_fit(model, held_out_images.first_images(), len(train.classes), accelerator)
-    check_fit(model, train_images.first_images(training=True), len(train.classes), accelerator, train=True)
+    outputs = check_fit(model, held_out_images.first_images(), len(train.classes), accelerator)
+    rehearse(model, *train_images.first_samples(), len(train.classes), accelerator)
     teacher = load_teacher(config, len(train.classes))
     if teacher is not None:
-        images = train_images.first_images(training=True)
-        check_teacher(teacher.to(accelerator.device), model, images, len(train.classes), accelerator)
+        images, _ = train_images.first_samples()
+        check_teacher(teacher.to(accelerator.device), images, outputs, len(train.classes), accelerator)
     pruner = make_pruner(model, make_optimizer(model, config), timetable, config)
     layers = _pruned_at_once(model, config)
 

@@ -133,6 +133,8 @@ class Train(Section):
     """Largest gradient norm, counted after masking."""
     label_smoothing: Fraction = 0.0
     """Label smoothing of the cross-entropy."""
+    on_nonfinite: Literal["error", "skip_step"] = "error"
+    """A loss that is NaN or infinite ends the run; or the step is left out on all ranks, at a wait per step."""
 
 
 class SGD(Section):
@@ -216,6 +218,8 @@ class Distill(Section):
     """Softens both distributions."""
     phases: list[PhaseName] = ["prune", "finetune"]
     """Phases in which the teacher teaches."""
+    sharded: bool = False
+    """Shard the teacher as the launcher's FSDP settings shard the student; else every rank holds all of it."""
 
 
 class Eval(Section):
@@ -233,9 +237,22 @@ class Checkpoint(Section):
     every: Count | None = 1000
     """Optimizer steps between checkpoints; null leaves them to the ends of phases."""
     keep: Annotated[int, Field(ge=2)] = 2
-    """How many of the newest are kept, beside the first at the final sparsity."""
+    """How many of the newest are kept, beside the first and the best at the final sparsity."""
     max_failures: Count = 3
     """How many saves in a row may fail before the run does."""
+    background: bool = False
+    """Train on while a checkpoint is written, from a copy in CPU memory."""
+
+
+class Integrity(Section):
+    """What is checked while the run goes on, and how long ranks wait for each other."""
+
+    every: Count | None = None
+    """Optimizer steps between comparisons of the weights of replicas, bit by bit; null for none."""
+    start_timeout: Positive = 1800.0
+    """Seconds that ranks wait for each other before the first step is done."""
+    timeout: Positive = 600.0
+    """Seconds that they wait from then on. More must not pass between what ranks do together."""
 
 
 class Wandb(Section):
@@ -285,6 +302,8 @@ class Config(Section):
     """When the model is evaluated."""
     checkpoint: Checkpoint = Checkpoint()
     """When the state of the run is saved."""
+    integrity: Integrity = Integrity()
+    """What is checked while the run goes on."""
     run: Run = Run()
     """Where and how the run happens."""
     tracking: Tracking = Tracking()

@@ -17,6 +17,10 @@ from distprune.data.transforms import Transforms
 Batch = tuple[Tensor, Tensor]
 """Images (N x C x H x W, uint8 as a rule) and labels (int64, N)."""
 
+PADDING = -1
+"""The label of a sample that is not to be counted."""
+_FILLER: Token = (-1, 0)
+
 
 class _Samples(Dataset[Batch]):
     def __init__(self, data: ImageData, transforms: Transforms) -> None:
@@ -25,7 +29,9 @@ class _Samples(Dataset[Batch]):
 
     def __getitems__(self, tokens: Sequence[Token]) -> Batch:
         indices = [index for _, index in tokens]
-        return self._transforms(self._data.images.get(indices), tokens), self._data.labels[indices]
+        labels = self._data.labels[indices]
+        labels[torch.tensor([token == _FILLER for token in tokens])] = PADDING
+        return self._transforms(self._data.images.get(indices), tokens), labels
 
 
 def train_loader(
@@ -47,9 +53,13 @@ def train_loader(
 def eval_loader(
     data: ImageData, transforms: Transforms, batch_size: int, rank: int, world_size: int, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
-    """This rank's part of `data`, each sample on exactly one rank; parts may differ in size."""
-    mine = torch.arange(len(data)).tensor_split(world_size)[rank]
-    batches = [[(0, index) for index in part.tolist()] for part in torch.split(mine, batch_size) if len(part)]
+    """This rank's part of `data`, each sample on exactly one rank.
+
+    All ranks have as many batches of as many samples; what a part lacks is filled up with samples of label `PADDING`.
+    """
+    parts = [[(0, index) for index in part.tolist()] for part in torch.arange(len(data)).tensor_split(world_size)]
+    mine = parts[rank] + [_FILLER] * (len(parts[0]) - len(parts[rank]))
+    batches = [mine[begin : begin + batch_size] for begin in range(0, len(mine), batch_size)]
     return _loader(_Samples(data, transforms), batches, workers, pin_memory)
 
 
@@ -82,5 +92,5 @@ def _as_it_is(batch: Any) -> Any:
 
 def _ignore_signals(_: int) -> None:
     """Stopping is the trainer's business; a worker that a signal ends would take the run with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

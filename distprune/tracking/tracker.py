@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from distprune.tracking.logs import logger
+
 Row = Mapping[str, float]
 """Figures of one step by metric name; always holds trainer/step."""
 
@@ -55,19 +57,41 @@ class Trackers:
 
 
 class JsonLines:
-    """One JSON object per logged step, flushed as it is written."""
+    """One JSON object per logged step, in the file at once; where the disk is full, as soon as it can be written."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
+        self._warned = False
 
     def log(self, row: Row) -> None:
         """Append one line."""
-        self._file.write(json.dumps(dict(row)) + "\n")
-        self._file.flush()
+        self._pending += json.dumps(dict(row)).encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if not self._warned:
+                logger.warning(f"{self._path}: {error.strerror}; figures wait until it can be written")
+            self._warned = True
 
     def preempt(self) -> None:
         """Nothing to say."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file.
+
+        Raises:
+            OSError: figures that waited still cannot be written, at the end of a run that is done.
+        """
+        try:
+            self._write()
+        except OSError:
+            if summary is not None:
+                raise
+        finally:
+            self._file.close()
+
+    def _write(self) -> None:
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distprune.data import ImageData
 from distprune.errors import ConfigError
+from distprune.pruning.prunable import reshard, unwrap
+from distprune.training.liveness import is_lost_rank
+
+MISFITS = (RuntimeError, ValueError, TypeError, AssertionError)
 
 
 def check_labels(train: ImageData, held_out: ImageData, name: str) -> None:
@@ -27,40 +31,96 @@ def check_labels(train: ImageData, held_out: ImageData, name: str) -> None:
         )
 
 
-def check_teacher(teacher: nn.Module, student: nn.Module, images: Tensor, classes: int, ranks: Accelerator) -> None:
-    """Run two images through the teacher and the student.
+def check_fit(model: nn.Module, images: Tensor, classes: int, accelerator: Accelerator, key: str = "model") -> int:
+    """Run images through the model, in eval mode.
 
-    Raises:
-        ConfigError: images do not fit the teacher, or its outputs are not as many as the student's.
-    """
-    check_fit(teacher, images, classes, ranks, "distill.teacher")
-    with torch.no_grad(), ranks.autocast():
-        theirs, ours = (net.eval()(images[:2]).shape[1] for net in (teacher, student))
-    if theirs != ours:
-        raise ConfigError(f"distill.teacher: has {theirs} outputs, but the student has {ours}; they must be as many")
-
-
-def check_fit(
-    model: nn.Module, images: Tensor, classes: int, accelerator: Accelerator, key: str = "model", train: bool = False
-) -> None:
-    """Run two images through the model, or through a copy of it in training mode.
+    Returns:
+        The number of its outputs.
 
     Raises:
         ConfigError: images do not fit the model, or it has fewer outputs than there are classes.
     """
-    shape, name = tuple(images.shape[1:]), type(model).__name__
-    model = copy.deepcopy(model).train() if train else model.eval()
+    model.eval()
     try:
         with torch.no_grad(), accelerator.autocast():
-            logits = model(images[:2])
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{key}: {name} does not take images of {shape}: {reason}") from error
+            logits = model(images.to(_device(model)))
+    except MISFITS as error:
+        raise ConfigError(
+            f"{key}: {_name(model)} does not take images of {_shape(images)}: {_reason(error)}"
+        ) from error
+    finally:
+        reshard(model)
+    return _outputs(logits, classes, model, key)
+
+
+def check_teacher(teacher: nn.Module, images: Tensor, outputs: int, classes: int, accelerator: Accelerator) -> None:
+    """Run images through the teacher of a student with so many outputs.
+
+    Raises:
+        ConfigError: images do not fit the teacher, or its outputs are not as many as the student's.
+    """
+    theirs = check_fit(teacher, images, classes, accelerator, "distill.teacher")
+    if theirs != outputs:
+        raise ConfigError(f"distill.teacher: has {theirs} outputs, but the student has {outputs}; they must be as many")
+
+
+def rehearse(model: nn.Module, images: Tensor, labels: Tensor, classes: int, accelerator: Accelerator) -> None:
+    """Run images forward and backward through the model as wrapped for training, and leave no trace in it.
+
+    After this DDP has laid out its buckets for good. Without, the gradients of a run's first step were added up in
+    another order than those of the others, and a run that goes on would not end with the same bytes.
+
+    Raises:
+        ConfigError: the model cannot be trained on them, or not by DDP.
+    """
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    model.train()
+    try:
+        with accelerator.autocast():
+            logits = model(images)
+        _outputs(logits, classes, model, "model", " in training mode")
+        accelerator.backward(F.cross_entropy(logits.float(), labels))
+    except MISFITS as error:
+        if isinstance(error, ConfigError) or is_lost_rank(error):
+            raise
+        raise ConfigError(
+            f"model: {_name(model)} cannot be trained on images of {_shape(images)}: {_reason(error)}"
+        ) from error
+    idle = [name for name, p in unwrap(model).named_parameters() if p.requires_grad and p.grad is None]
+    if idle and isinstance(model, DistributedDataParallel):
+        raise ConfigError(
+            f"model: {', '.join(idle[:3])}{' and others' if len(idle) > 3 else ''} of {_name(model)} get no gradient, "
+            "for which DDP waits in vain; set requires_grad to False, or take them out"
+        )
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+
+def _outputs(logits: object, classes: int, model: nn.Module, key: str, mode: str = "") -> int:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        mode = " in training mode" if train else ""
-        raise ConfigError(f"{key}: {name} does not return logits of shape (batch, classes){mode}")
+        raise ConfigError(f"{key}: {_name(model)} does not return logits of shape (batch, classes){mode}")
     if logits.shape[1] < classes:
         raise ConfigError(
-            f"{key}: {name} has {logits.shape[1]} outputs, but data has {classes} classes; set "
+            f"{key}: {_name(model)} has {logits.shape[1]} outputs, but data has {classes} classes; set "
             f"{key}.args.num_classes={classes}"
         )
+    return logits.shape[1]
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where a model runs; under FSDP it may still wait on the CPU."""
+    return next(model.parameters()).device
+
+
+def _name(model: nn.Module) -> str:
+    return type(unwrap(model)).__name__.removeprefix("FSDP")
+
+
+def _shape(images: Tensor) -> tuple[int, ...]:
+    return tuple(images.shape[1:])
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,7 +11,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distprune.data import PADDING
 from distprune.pruning.collectives import Ranks
+from distprune.pruning.prunable import reshard
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,34 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     autocast: Callable[[], AbstractContextManager[None]],
     device: torch.device,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> EvalResult:
-    """Evaluate `model` on every rank's batches of normalised images and labels.
+    """Evaluate `model` on every rank's batches of normalised images and labels, as many on each rank.
 
-    The model must not be wrapped in DDP, whose forward waits for other ranks: parts may differ in length. It is left
-    in the mode, train or eval, that it came in.
+    The model must not be wrapped in DDP, whose forward broadcasts buffers. It is left in the mode, train or eval, that
+    it came in.
+
+    Args:
+        model: the bare model; it may be sharded.
+        batches: samples of label `PADDING` are not counted.
+        autocast: makes the context that the model runs in.
+        device: of the batches.
+        after_batch: called after each batch on all ranks; what it raises ends the evaluation.
     """
     sync_buffers(model)
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    with torch.inference_mode(), autocast():
-        for images, labels in batches:
-            logits = model(images).float()
-            sums[0] += (logits.argmax(1) == labels).sum()
-            sums[1] += F.cross_entropy(logits, labels, reduction="sum")
-            sums[2] += len(labels)
-    model.train(was_training)
+    try:
+        with torch.no_grad(), autocast():
+            for images, labels in batches:
+                logits = model(images).float()
+                sums[0] += (logits.argmax(1) == labels).sum()
+                sums[1] += F.cross_entropy(logits, labels, reduction="sum", ignore_index=PADDING)
+                sums[2] += (labels != PADDING).sum()
+                after_batch()
+    finally:
+        model.train(was_training)
+        reshard(model)
     correct, loss, samples = Ranks().sum(sums).tolist()
     return EvalResult(100 * correct / samples, loss / samples, int(samples))

@@ -29,6 +29,14 @@ class Images:
         self._pin = device.type == "cuda"
         self._memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
 
+    def first_samples(self) -> tuple[Tensor, Tensor]:
+        """Two images as the model will see them in training, and their labels, on the device.
+
+        Raises:
+            ConfigError: see `first_images`.
+        """
+        return self.first_images(training=True), self.data.labels[[0, -1]].to(self._accelerator.device)
+
     def first_images(self, training: bool = False) -> Tensor:
         """Two images as the model will see them, on the device.
 
@@ -57,7 +65,7 @@ class Images:
         return self._ready(loader)
 
     def eval_batches(self) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-        """This rank's part of the split, anew at each call."""
+        """This rank's part of the split, as many batches on each rank, anew at each call."""
         config, ranks = self._config, self._accelerator
         loader = eval_loader(
             self.data, self._transforms(training=False), config.eval.batch_size, ranks.process_index,

@@ -9,12 +9,14 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import nn
 
 from distprune import __version__
 from distprune.pruning import Pruner
 from distprune.training.evaluation import EvalResult
-from distprune.training.run_folder import RunFolder, plain_state_dict
+from distprune.training.run_folder import RunFolder
+from distprune.training.whole import count_zeros, plain_state, to_rank_0
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "wandb")
 
@@ -29,17 +31,23 @@ def versions() -> dict[str, str]:
 
 
 def write_tensors(folder: RunFolder, model: nn.Module, pruner: Pruner) -> None:
-    """Write model.safetensors (zeros in place, keys of the plain model) and masks.safetensors (packed bits)."""
-    shapes = {name: list(mask.shape) for name, mask in pruner.masks.items()}
-    # One entry, since the order of several is not always the same.
-    folder.write_tensors(folder.masks.name, pruner.state_dict()["masks"], {"shapes": json.dumps(shapes)})
-    folder.write_tensors(folder.model.name, plain_state_dict(model), {"format": "pt"})
+    """Write model.safetensors (zeros in place, keys of the plain model) and masks.safetensors (packed bits).
+
+    Called on all ranks; the first writes.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    masks, weights = to_rank_0(pruner.state_dict()["masks"], rank), plain_state(model, rank)
+    if rank == 0:
+        shapes = {tensor.name: list(tensor.weight.shape) for tensor in pruner.tensors}
+        # One entry, since the order of several is not always the same.
+        folder.write_tensors(folder.masks.name, masks, {"shapes": json.dumps(shapes)})
+        folder.write_tensors(folder.model.name, weights, {"format": "pt"})
 
 
 def summarize(
     model: nn.Module, pruner: Pruner, dense: EvalResult, final: EvalResult, context: dict[str, Any]
 ) -> dict[str, Any]:
-    """The summary of a run, zeros counted in the weights themselves.
+    """The summary of a run, zeros counted in the weights themselves. Called on all ranks.
 
     Args:
         model: the pruned model.
@@ -49,7 +57,7 @@ def summarize(
     """
     layers: dict[str, dict[str, Any]] = {}
     for tensor in pruner.tensors:
-        zeros = _zeros(tensor.weight)
+        zeros = count_zeros(tensor.weight)
         sparsity = zeros / tensor.numel if tensor.numel else 0.0
         layers[tensor.name] = {"shape": list(tensor.weight.shape), "zeros": zeros, "sparsity": sparsity}
     zeros = sum(layer["zeros"] for layer in layers.values())
@@ -65,12 +73,8 @@ def summarize(
         "prune/weights": pruner.weights,
         "prune/layers": layers,
         "params/total": total,
-        "params/nonzero": total - sum(_zeros(p) for p in model.parameters()),
+        "params/nonzero": total - sum(count_zeros(p) for p in model.parameters()),
         "mask_digest": pruner.mask_digest,
         **context,
         "versions": versions(),
     }
-
-
-def _zeros(tensor: Tensor) -> int:
-    return int((tensor == 0).sum())

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
@@ -61,6 +60,16 @@ class RunFolder:
         return self.path / "masks.safetensors"
 
     @property
+    def heartbeats(self) -> Path:
+        """See `distprune.training.liveness`."""
+        return self.path / "heartbeats"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id of the run at Weights & Biases."""
+        return self.path / "wandb_id"
+
+    @property
     def logs(self) -> Path:
         """A log file per rank."""
         return self.path / "logs"
@@ -72,6 +81,10 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The last word of a run that is done."""
         return self._read_json("summary.json")
+
+    def tracker_id(self) -> str | None:
+        """The id of the run at Weights & Biases, once it has one."""
+        return self.wandb_id.read_text(encoding="utf-8") if self.wandb_id.exists() else None
 
     def is_done(self) -> bool:
         """Whether the run ended well."""
@@ -136,9 +149,9 @@ class RunFolder:
         partial.replace(self.path / name)
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Write a safetensors file."""
+        """Write a safetensors file of contiguous tensors in CPU memory."""
         partial = self._partial(name)
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
+        save_file(tensors, partial, metadata)
         partial.chmod(0o666 & ~_umask())
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -159,8 +172,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def plain_state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The model's state_dict with every tensor on its own memory, as safetensors wants it; tied ones are repeated."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}

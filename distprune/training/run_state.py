@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
 from distprune.config import Config
 from distprune.errors import ConfigError
-from distprune.pruning import Pruner
-from distprune.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from distprune.pruning import MaskMismatchError, Pruner
+from distprune.tracking.logs import logger
+from distprune.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, Writing
 from distprune.training.evaluation import sync_buffers
+from distprune.training.nonfinite import refuse_nonfinite
 
 # What may change between the starts of one run. All else decides what comes out of it.
 FREE = (
-    "run.dir", "run.device", "run.compile", "run.log_every", "run.max_minutes", "checkpoint", "tracking", "eval",
-    "train.accumulate", "data.path", "data.storage", "data.cache_dir", "data.workers", "model.channels_last",
+    "run.dir", "run.device", "run.compile", "run.log_every", "run.max_minutes", "checkpoint", "integrity", "tracking",
+    "eval", "train.accumulate", "train.on_nonfinite", "data.path", "data.storage", "data.cache_dir", "data.workers",
+    "model.channels_last", "distill.sharded",
 )  # fmt: skip
 
 
@@ -33,7 +38,7 @@ class RunState:
         optimizer: its torch optimizer.
         pruner: the masks and the place in the schedule.
         checkpoints: where to write.
-        max_failures: how many saves may fail in a row.
+        tracker_id: the id of the run with its tracker, once there is one.
     """
 
     def __init__(
@@ -44,7 +49,7 @@ class RunState:
         optimizer: Optimizer,
         pruner: Pruner,
         checkpoints: Checkpoints,
-        max_failures: int,
+        tracker_id: Callable[[], str | None],
     ) -> None:
         self._config = config
         self._scaler = accelerator.scaler
@@ -52,24 +57,41 @@ class RunState:
         self._optimizer = optimizer
         self._pruner = pruner
         self._checkpoints = checkpoints
-        self._max_failures = max_failures
+        self._tracker_id = tracker_id
         self._failures = 0
-        self._spared: list[int] = []
+        self._marks: dict[str, int] = {}
+        self._best: float | None = None
+        self._pending: tuple[Writing, int, dict[str, int], float | None] | None = None
+        self._stager: DefaultStager | None = None
 
-    def save(self, step: int, progress: dict[str, Any], final: bool) -> str | None:
-        """Write a checkpoint of `step` with `progress` (JSON values) in it; what went wrong, if it did.
+    def save(self, step: int, progress: dict[str, Any], final: bool, top1: float | None, wait: bool) -> str | None:
+        """Write a checkpoint of `step` with `progress` (JSON values) in it; what went wrong, if it is known to have.
 
-        The first at the final sparsity (`final`) is kept for good.
+        The first at the final sparsity, and the best of those, are kept for good.
+
+        Args:
+            step: optimizer steps done.
+            progress: what the trainer must know to go on.
+            final: whether the final sparsity is reached.
+            top1: the accuracy of the model as it is, where it was just evaluated.
+            wait: write now, even if checkpoints are written in the background.
 
         Raises:
             CheckpointError: as many saves in a row as are allowed have failed.
+            DivergedError: weights or optimizer state are NaN or infinite; nothing is written.
             MaskMismatchError: ranks hold different masks; nothing is written.
         """
-        if final and not self._spared:
-            self._spared.append(step)
+        problem = self.settle()
         self._pruner.verify()
         sync_buffers(self._model)
         masks = self._pruner.state_dict()
+        trained = self._parameters_and_optimizer()
+        refuse_nonfinite(trained, step)
+        marks, best_top1 = dict(self._marks), self._best
+        if self.is_best(final, top1):
+            marks["best"], best_top1 = step, top1
+        if final:
+            marks.setdefault("first-final", step)
         state = {
             "step": step,
             "progress": progress,
@@ -79,16 +101,43 @@ class RunState:
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "config": self._config.model_dump(),
             "optimized": [name for name, p in self._model.named_parameters() if self._optimizer.state.get(p)],
-            "spared": self._spared,
+            "marks": marks,
+            "best_top1": best_top1,
+            "tracker_id": self._tracker_id(),
         }
+        tensors = self._tensors(masks["masks"])
+        background = self._config.checkpoint.background and not wait
+        if background:
+            tensors = self._staged(tensors)
+        writing = Writing(partial(self._checkpoints.save, step, tensors, state, marks))
+        self._pending = writing, step, marks, best_top1
+        return problem if background else self.settle()
+
+    def is_best(self, final: bool, top1: float | None) -> bool:
+        """Whether an accuracy is the highest at the final sparsity, of those that were saved or are being saved."""
+        best = self._best if self._pending is None else self._pending[3]
+        return final and top1 is not None and (best is None or top1 > best)
+
+    def settle(self) -> str | None:
+        """Wait for a save in the background; what went wrong with it, if it did.
+
+        Raises:
+            CheckpointError: as many saves in a row as are allowed have failed.
+        """
+        if self._pending is None:
+            return None
+        writing, step, marks, best = self._pending
+        self._pending = None
         try:
-            self._checkpoints.save(step, self._tensors(masks["masks"]), state, self._spared)
+            writing.result()
         except CheckpointError as error:
             self._failures += 1
-            if self._failures >= self._max_failures:
+            if self._failures >= self._config.checkpoint.max_failures:
                 raise CheckpointError(f"{self._failures} checkpoints in a row have failed; {error}") from None
+            logger.warning(f"{error}; earlier checkpoints are whole")
             return str(error)
-        self._failures = 0
+        self._failures, self._marks, self._best = 0, marks, best
+        logger.info(f"checkpoint of step {step}: written")
         return None
 
     def newest(self) -> Checkpoint | None:
@@ -102,36 +151,62 @@ class RunState:
             refuse_another_job(checkpoint.state["config"], self._config)
         return checkpoint
 
-    def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Bring everything back to `checkpoint` and return its `progress`.
+    def restore(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Bring everything back to `checkpoint`, or to one before it where its contents do not fit; the one taken.
 
         Raises:
-            CheckpointError: the masks that come back are not those that were saved.
+            CheckpointError: none can be read.
         """
-        masks = self._pruner.state_dict()["masks"]
-        self._materialize_optimizer_state(set(checkpoint.state["optimized"]))
-        self._checkpoints.load(checkpoint, self._tensors(masks))
+        found: Checkpoint | None = checkpoint
+        while found is not None:
+            try:
+                self._restore(found)
+            except (CheckpointError, MaskMismatchError, ValueError) as error:
+                logger.warning(f"checkpoint {found.path} is damaged and is passed over: {error}")
+                found = self._checkpoints.newest(before=found.step)
+            else:
+                return found
+        raise CheckpointError(
+            f"none of the checkpoints in {checkpoint.path.parent} can be read; remove the folder to begin again"
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
+        masks = self._pruner.state_dict()["masks"]
+        self._materialize_optimizer_state(set(state["optimized"]))
+        self._checkpoints.load(checkpoint, self._tensors(masks))
         self._pruner.load_state_dict({**state["pruner"], "masks": masks})
         if (self._pruner.mask_digest, self._pruner.zeros) != (state["mask_digest"], state["zeros"]):
-            raise CheckpointError(f"the masks in {checkpoint.path} are not those that were saved")
+            raise CheckpointError("its masks are not those that were saved")
         if self._scaler is not None and state["scaler"] is not None:
             self._scaler.load_state_dict(state["scaler"])
-        self._spared = state["spared"]
-        progress: dict[str, Any] = state["progress"]
-        return progress
+        self._marks, self._best = state["marks"], state["best_top1"]
+
+    def _staged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies in CPU memory, whose storage is used again by the next save."""
+        if self._stager is None:
+            pinned = torch.cuda.is_available()
+            self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
+        return cast(dict[str, Tensor], self._stager.stage(tensors))
 
     def _tensors(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every tensor of the run by name; those of model and optimizer are the very ones in use."""
         tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        tensors |= self._parameters_and_optimizer()
+        return tensors | {f"mask.{name}": value for name, value in masks.items()}
+
+    def _parameters_and_optimizer(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self._model.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value
-        return tensors | {f"mask.{name}": value for name, value in masks.items()}
+        return tensors
 
     def _materialize_optimizer_state(self, names: set[str]) -> None:
         """Let the optimizer make its state for the parameters `names`, by a step that moves nothing."""
+        self._optimizer.state.clear()
         rates = [group["lr"] for group in self._optimizer.param_groups]
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,49 +21,19 @@ from distprune.pruning import Pruner
 from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
-from distprune.training.checks import check_fit, check_labels, check_teacher
+from distprune.training.checks import check_fit, check_labels, check_teacher, rehearse
+from distprune.training.devices import is_sharded, limit_waiting, make_accelerator, shard, side_group
 from distprune.training.evaluation import EvalResult, evaluate
 from distprune.training.images import Images
+from distprune.training.liveness import Liveness
+from distprune.training.nonfinite import LossWatch
 from distprune.training.phases import Span, Timetable, make_timetable
-from distprune.training.run_folder import RunFolder, plain_state_dict
+from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import RunState
 from distprune.training.stopping import Stopper
 from distprune.training.tasks import Classification, Distillation, Task
 from distprune.training.trainer import Trainer
-
-# Steps between the ranks' agreements on whether to stop.
-STOP_EVERY = 10
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Devices and ranks as the launcher says, on the CPU where there is no accelerator or run.device says so.
-
-    Raises:
-        ConfigError: there are more processes than GPUs, or the processes do not find each other.
-    """
-    gpus = torch.cuda.device_count()
-    cpu = config.run.device == "cpu" or not torch.accelerator.is_available()
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if not cpu and torch.cuda.is_available() and local_ranks > gpus:
-        raise ConfigError(
-            f"{local_ranks} processes were launched on this host, which has {gpus} GPUs; lower --num_processes, or set "
-            "run.device=cpu"
-        )
-    if cpu and config.run.precision == "fp16":
-        raise ConfigError("run.precision: fp16 needs a GPU, and there is none; take bf16 or fp32")
-    accelerator = Accelerator(
-        # Without cpu=True, ranks on a machine without a GPU each believe that they are alone.
-        cpu=cpu,
-        mixed_precision={"fp32": "no"}.get(config.run.precision, config.run.precision),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != launched:
-        raise ConfigError(
-            f"{launched} processes were launched, but each sees {accelerator.num_processes}; check the accelerate "
-            "configuration (launch/cpu.yaml works without a GPU)"
-        )
-    return accelerator
+from distprune.training.whole import plain_state
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
@@ -86,14 +57,19 @@ def load_teacher(config: Config, classes: int) -> nn.Module | None:
     return model
 
 
-def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
-    """Move `model` to the device, in the configured memory format, compiled on request."""
-    model = model.to(device)
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+def place(model: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
+    """Move a model to the device, in the configured memory format."""
+    model = model.to(accelerator.device)
+    return model.to(memory_format=torch.channels_last) if config.model.channels_last else model
+
+
+def place_teacher(teacher: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
+    """Move the teacher to the device, sharded and compiled on request."""
+    assert config.distill is not None
+    teacher = shard(teacher, accelerator) if config.distill.sharded else place(teacher, config, accelerator)
     if config.run.compile:
-        model.compile()
-    return model
+        teacher.compile()
+    return teacher
 
 
 def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
@@ -125,7 +101,7 @@ class Tasks:
         self._folder = folder
         # Loaded at once: a file that is not there should end the run before it begins.
         teacher = load_teacher(config, classes)
-        self.teacher = None if teacher is None else place(teacher, config, accelerator.device)
+        self.teacher = None if teacher is None else place_teacher(teacher, config, accelerator)
 
     def for_span(self, span: Span) -> Task:
         """What is learnt in the phase `span`."""
@@ -134,7 +110,7 @@ class Tasks:
             # Now, before the student is first pruned, whichever phase has the teacher.
             self.teacher = self._from_student()
         if distill is None or self.teacher is None or span.name not in distill.phases:
-            return Classification(self._model, smoothing)
+            return Classification(self._model, self._accelerator.autocast, smoothing)
         return Distillation(
             self._model, self.teacher, distill.alpha, distill.temperature, self._accelerator.autocast, smoothing
         )
@@ -143,14 +119,17 @@ class Tasks:
         # Built anew: a copy of the wrapped student would call the student's own forward.
         # Kept in a file: a start that goes on in a later phase finds the student pruned already.
         self._accelerator.wait_for_everyone()
-        if not self._folder.teacher.exists() and self._pruner.zeros:
+        (there,) = broadcast_object_list([self._folder.teacher.exists()])
+        if not there and self._pruner.zeros:
             raise CheckpointError(f"the dense teacher {self._folder.teacher} is gone, and the model is pruned already")
-        if self._accelerator.is_main_process and not self._folder.teacher.exists():
-            self._folder.write_tensors(self._folder.teacher.name, plain_state_dict(unwrap(self._model)), {})
+        if not there:
+            weights = plain_state(unwrap(self._model), self._accelerator.process_index)
+            if self._accelerator.is_main_process:
+                self._folder.write_tensors(self._folder.teacher.name, weights, {})
         self._accelerator.wait_for_everyone()
         model = build_model(self._config.model.name, self._config.model.args, self._classes)
         load_weights(model, str(self._folder.teacher), "distill.teacher")
-        return place(model, self._config, self._accelerator.device)
+        return place_teacher(model, self._config, self._accelerator)
 
 
 @dataclass
@@ -167,6 +146,7 @@ class Job:
     trackers: Trackers
     run_state: RunState
     stopper: Stopper
+    liveness: Liveness
 
 
 def make_job(config: Config, folder: RunFolder) -> Job:
@@ -182,35 +162,49 @@ def make_job(config: Config, folder: RunFolder) -> Job:
     order = make_order(config, len(train.data), accelerator.num_processes)
     timetable = make_timetable(config, order.steps_per_epoch)
     classes = len(train.data.classes)
-    bare = place(make_model(config, classes), config, accelerator.device)
-    check_fit(bare, held_out.first_images(), classes, accelerator)
-    check_fit(bare, train.first_images(training=True), classes, accelerator, train=True)
+    if config.distill is not None and config.distill.sharded and not is_sharded(accelerator):
+        raise ConfigError(
+            "distill.sharded: the teacher can be sharded only where the student is; launch with launch/fsdp2.yaml, or "
+            "leave it out"
+        )
+    bare = make_model(config, classes)
+    if not is_sharded(accelerator):  # else every rank's part is moved alone
+        place(bare, config, accelerator)
+    outputs = check_fit(bare, held_out.first_images(), classes, accelerator)
     eval_batches = held_out.eval_batches()
     model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
+    rehearse(model, *train.first_samples(), classes, accelerator)
+    if config.run.compile:
+        bare.compile()
     pruner = make_pruner(model, optimizer, timetable, config)
     tasks = Tasks(config, model, pruner, classes, accelerator, folder)
     if tasks.teacher is not None:
-        check_teacher(tasks.teacher, bare, train.first_images(training=True), classes, accelerator)
+        check_teacher(tasks.teacher, train.first_samples()[0], outputs, classes, accelerator)
     trackers = Trackers()
-    stopper = Stopper(folder.stop_file, config.run.max_minutes, STOP_EVERY)
-    checkpoints = Checkpoints(
-        folder.checkpoints, accelerator.process_index, accelerator.num_processes, config.checkpoint.keep
-    )
-    run_state = RunState(
-        config, accelerator, bare, optimizer.optimizer, pruner, checkpoints, config.checkpoint.max_failures
+    for_stopping, for_saving = (side_group(config.integrity.start_timeout) for _ in range(2))
+    stopper = Stopper(folder.stop_file, config.run.max_minutes, for_stopping)
+    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep, for_saving)
+    run_state = RunState(config, accelerator, bare, optimizer.optimizer, pruner, checkpoints, folder.tracker_id)
+    liveness = Liveness(
+        folder.heartbeats, folder.logs, accelerator.process_index, accelerator.num_processes,
+        config.integrity.start_timeout, config.integrity.timeout,
+        partial(limit_waiting, accelerator, (for_stopping, for_saving)),
+    )  # fmt: skip
+    loss_watch = LossWatch(
+        bare, accelerator.device, config.train.on_nonfinite == "skip_step", gradients=accelerator.scaler is None
     )
 
-    def evaluate_held_out() -> EvalResult:
-        return evaluate(bare, eval_batches(), accelerator.autocast, accelerator.device)
+    def evaluate_held_out(after_batch: Callable[[], None]) -> EvalResult:
+        return evaluate(bare, eval_batches(), accelerator.autocast, accelerator.device, after_batch)
 
     trainer = Trainer(
         accelerator, model, optimizer, pruner, timetable, partial(train.train_batches, order), tasks.for_span,
-        evaluate_held_out, trackers, run_state, stopper,
+        evaluate_held_out, trackers, run_state, stopper, loss_watch, liveness,
         batch_size=config.train.batch_size, accumulate=config.train.accumulate, steps_per_epoch=order.steps_per_epoch,
         clip_norm=config.train.clip_norm, log_every=config.run.log_every, eval_every=config.eval.every,
-        save_every=config.checkpoint.every, seed=config.run.seed,
+        save_every=config.checkpoint.every, compare_every=config.integrity.every, seed=config.run.seed,
     )  # fmt: skip
-    return Job(config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, stopper)
+    return Job(config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, stopper, liveness)
 
 
 def make_order(config: Config, samples: int, world_size: int) -> Order:

@@ -1,19 +1,28 @@
-"""One stop path: signals, a file named `stop` in the run folder, and a time budget all end a run in the same way."""
+"""One stop path: signals, a file named `stop` in the run folder, a time budget and a launcher that is gone all end a
+run in the same way."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import cast
 
 import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-NO_REASON, SIGNAL, STOP_FILE, OUT_OF_TIME = range(4)
-REASONS = {SIGNAL: "a signal", STOP_FILE: "a stop file", OUT_OF_TIME: "run.max_minutes"}
+NO_REASON, SIGNAL, STOP_FILE, OUT_OF_TIME, ORPHANED = range(5)
+REASONS = {
+    SIGNAL: "a signal",
+    STOP_FILE: "a stop file",
+    OUT_OF_TIME: "run.max_minutes",
+    ORPHANED: "the end of its launcher",
+}
+# What a launcher leaves in the environment of the processes it starts.
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+SECONDS_BETWEEN, MOST_STEPS_BETWEEN = 0.5, 50
 
 
 class Stopped(Exception):
@@ -26,31 +35,37 @@ class Stopper:
     Args:
         stop_file: a file whose existence asks the run to stop.
         max_minutes: time budget from now on, or None.
-        every: steps between agreements.
+        group: through which ranks agree; None for one rank.
     """
 
-    def __init__(self, stop_file: Path, max_minutes: float | None, every: int) -> None:
+    def __init__(self, stop_file: Path, max_minutes: float | None, group: dist.ProcessGroup | None) -> None:
         self._stop_file = stop_file
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self._every = every
+        self._group = group
         self._signalled = False
-        alone = not dist.is_initialized() or dist.get_world_size() == 1
-        # Over gloo, so that asking never waits for a GPU.
-        self._group = None if alone else cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
+        self._interval, self._steps, self._asked = 1, 0, time.monotonic()
 
     def listen(self) -> None:
         """Take SIGTERM, SIGUSR1 and SIGINT as a wish to stop; a second SIGINT ends the process at once."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
-    def reason(self, step: int) -> str | None:
-        """Why to stop after `step`, the same answer on every rank; None to go on. Asks every few steps only."""
-        if step % self._every:
-            return None
-        wish = torch.tensor(self._wish())
+    def after_step(self) -> str | None:
+        """As `reason`, but asks only about twice a second; called after every step."""
+        self._steps += 1
+        return self.reason() if self._steps >= self._interval else None
+
+    def reason(self) -> str | None:
+        """Why to stop, the same answer on every rank; None to go on. One small all-reduce of CPU memory."""
+        pace = (time.monotonic() - self._asked) / max(self._steps, 1)
+        # In steps, since clocks differ between ranks; doubling at most, since a fast step may precede slow ones.
+        interval = max(1, min(2 * self._interval, MOST_STEPS_BETWEEN, int(SECONDS_BETWEEN / max(pace, 1e-6))))
+        answer = torch.tensor([self._wish(), -interval])
         if self._group is not None:
-            dist.all_reduce(wish, dist.ReduceOp.MAX, group=self._group)
-        return REASONS.get(int(wish))
+            dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._group)
+        self._interval, self._steps, self._asked = -int(answer[1]), 0, time.monotonic()
+        return REASONS.get(int(answer[0]))
 
     def _wish(self) -> int:
         if self._signalled:
@@ -59,6 +74,8 @@ class Stopper:
             return STOP_FILE
         if self._deadline is not None and time.monotonic() > self._deadline:
             return OUT_OF_TIME
+        if self._launcher is not None and os.getppid() != self._launcher:
+            return ORPHANED
         return NO_REASON
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Autocast = Callable[[], AbstractContextManager[None]]
+
 
 @dataclass(frozen=True)
 class TaskOutput:
@@ -32,15 +34,24 @@ class Task(Protocol):
 
 
 class Classification:
-    """Cross-entropy on class labels."""
+    """Cross-entropy on class labels.
 
-    def __init__(self, model: nn.Module, label_smoothing: float = 0.0) -> None:
+    Args:
+        model: as wrapped for training.
+        autocast: makes the context that it runs in.
+        label_smoothing: of the cross-entropy.
+    """
+
+    def __init__(self, model: nn.Module, autocast: Autocast, label_smoothing: float = 0.0) -> None:
         self._model = model
+        self._autocast = autocast
         self._label_smoothing = label_smoothing
 
     def __call__(self, images: Tensor, labels: Tensor) -> TaskOutput:
         """Cross-entropy, batch mean."""
-        logits = self._model(images).float()
+        with self._autocast():
+            logits = self._model(images)
+        logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         return TaskOutput(loss, {"loss": loss.detach(), "loss_ce": loss.detach(), "top1": _accuracy(logits, labels)})
 
@@ -50,10 +61,10 @@ class Distillation:
 
     Args:
         model: the student, as wrapped for training.
-        teacher: a frozen network in eval mode; runs in inference mode and is neither wrapped nor saved.
+        teacher: is frozen and put in eval mode; it is neither wrapped in DDP nor saved, but may be sharded.
         alpha: weight of the teacher, in [0, 1].
         temperature: divides the logits of both.
-        autocast: makes the context that the student runs in.
+        autocast: makes the context that both run in.
         label_smoothing: of the cross-entropy.
     """
 
@@ -63,7 +74,7 @@ class Distillation:
         teacher: nn.Module,
         alpha: float,
         temperature: float,
-        autocast: Callable[[], AbstractContextManager[None]],
+        autocast: Autocast,
         label_smoothing: float = 0.0,
     ) -> None:
         self._model = model
@@ -75,11 +86,12 @@ class Distillation:
 
     def __call__(self, images: Tensor, labels: Tensor) -> TaskOutput:
         """The distillation loss; figures hold its two parts unweighted, loss_kd with the factor T^2."""
-        with torch.inference_mode(), self._autocast():
-            taught = self._teacher(images)
-        # Autograd saves the target for backward, which an inference tensor refuses; the clone is an ordinary one.
-        target = F.log_softmax(taught.clone().float() / self._temperature, dim=1)
-        logits = self._model(images).float()
+        with self._autocast():
+            with torch.no_grad():
+                taught = self._teacher(images)
+            logits = self._model(images)
+        target = F.log_softmax(taught.float() / self._temperature, dim=1)
+        logits = logits.float()
         own = F.log_softmax(logits / self._temperature, dim=1)
         loss_kd = F.kl_div(own, target, reduction="batchmean", log_target=True) * self._temperature**2
         loss_ce = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)

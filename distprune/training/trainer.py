@@ -5,10 +5,11 @@ for each phase:
     for each optimizer step:
         set the learning rate
         forward, backward                 once for each micro-batch
+        skip                              where the loss is not finite, on request
         mask gradients, clip              the optimizer's hook masks again before it steps
         optimizer step
         pruner step                       nothing, unless the schedule says so
-        log, evaluate                     where due
+        compare replicas, log, evaluate   where due
         checkpoint, stop                  where due
     evaluate, checkpoint
 """
@@ -19,19 +20,24 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from distprune.data.sampler import mix
-from distprune.pruning import Pruner
+from distprune.pruning import Pruner, compare_replicas
+from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
 from distprune.tracking.logs import logger
 from distprune.training.evaluation import EvalResult
+from distprune.training.liveness import Liveness
+from distprune.training.meter import Meter
+from distprune.training.nonfinite import DivergedError, LossWatch
 from distprune.training.phases import Span, Timetable
 from distprune.training.run_state import RunState
 from distprune.training.stopping import Stopped, Stopper
@@ -39,47 +45,11 @@ from distprune.training.tasks import Task
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
-
 MOST_SKIPPED = 100
 
 
-class DivergedError(RuntimeError):
-    """The training loss, or every gradient, is NaN or infinite."""
-
-
-@dataclass
-class Meter:
-    """Means of scalars over samples and ranks, kept on the device until somebody asks."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    samples: int = 0
-    grad_norm: Tensor | float = 0.0
-
-    def add(self, figures: dict[str, Tensor], samples: int) -> None:
-        """Count the batch means of `samples` samples."""
-        for name, value in figures.items():
-            self.sums[name] = self.sums[name] + value * samples if name in self.sums else value * samples
-        self.samples += samples
-
-    def total(self, accelerator: Accelerator) -> dict[str, float]:
-        """The sums over all ranks, and samples. One collective and one wait for the device."""
-        if not self.sums:
-            return {}
-        local = torch.stack([*self.sums.values(), next(iter(self.sums.values())).new_tensor(self.samples)])
-        return dict(zip([*self.sums, "samples"], accelerator.reduce(local, "sum").tolist(), strict=True))
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all ranks since the last call."""
-        sums = self.total(accelerator)
-        samples = sums.pop("samples")
-        self.sums, self.samples = {}, 0
-        return {name: total / samples for name, total in sums.items()}
-
-    def restore(self, total: dict[str, float], accelerator: Accelerator) -> None:
-        """Go on from the sums that `total` gave, on whatever number of ranks."""
-        mine = total if accelerator.is_main_process else dict.fromkeys(total, 0.0)
-        self.sums = {n: torch.tensor(v, device=accelerator.device) for n, v in mine.items() if n != "samples"}
-        self.samples = round(mine.get("samples", 0))
+class _StopAsked(Exception):
+    """Ends an evaluation; its message is the reason."""
 
 
 class Trainer:
@@ -93,15 +63,18 @@ class Trainer:
         timetable: phases and when they begin and end.
         batches_from: this rank's micro-batches, normalised and on the device, without end, from a global batch on.
         task_for: the task of a phase, asked for when the phase begins.
-        evaluate: counts accuracy on the evaluation set, on all ranks.
+        evaluate: counts accuracy on the evaluation set, on all ranks; takes what to call after each batch.
         trackers: take the figures.
         run_state: writes checkpoints.
         stopper: says when to stop early.
+        loss_watch: looks for losses that are not finite.
+        liveness: is told of everything that gets done.
         batch_size: samples per step over all ranks.
         accumulate: micro-batches per step and rank.
         steps_per_epoch: for trainer/epoch.
         clip_norm: largest gradient norm, or None.
-        log_every, eval_every, save_every: steps between logged lines, evaluations and checkpoints.
+        log_every, eval_every, save_every, compare_every: steps between logged lines, evaluations, checkpoints, and
+            comparisons of replicas.
         seed: seeds whatever the model draws in a step (dropout), with the rank and the number of the batch.
     """
 
@@ -114,10 +87,12 @@ class Trainer:
         timetable: Timetable,
         batches_from: Callable[[int], Batches],
         task_for: Callable[[Span], Task],
-        evaluate: Callable[[], EvalResult],
+        evaluate: Callable[[Callable[[], None]], EvalResult],
         trackers: Trackers,
         run_state: RunState,
         stopper: Stopper,
+        loss_watch: LossWatch,
+        liveness: Liveness,
         *,
         batch_size: int,
         accumulate: int,
@@ -126,6 +101,7 @@ class Trainer:
         log_every: int,
         eval_every: int | None,
         save_every: int | None,
+        compare_every: int | None,
         seed: int,
     ) -> None:
         self.accelerator = accelerator
@@ -139,6 +115,8 @@ class Trainer:
         self.trackers = trackers
         self.run_state = run_state
         self.stopper = stopper
+        self.loss_watch = loss_watch
+        self.liveness = liveness
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.steps_per_epoch = steps_per_epoch
@@ -146,6 +124,7 @@ class Trainer:
         self.log_every = log_every
         self.eval_every = eval_every
         self.save_every = save_every
+        self.compare_every = compare_every
         self.seed = seed
         self.step = 0
         self.batches_taken = 0
@@ -156,6 +135,8 @@ class Trainer:
         self._began = self._clock = time.perf_counter()
         self._at_last_log = (0, 0.0)
         self._row: dict[str, float] = {}
+        self._evaluating = False
+        self._evaluated_at: int | None = None
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Go on from what `_progress` told a checkpoint."""
@@ -164,7 +145,7 @@ class Trainer:
         self.train_seconds = progress["train_seconds"]
         self._began -= progress["wall_seconds"]
         self._at_last_log = (progress["at_last_log"][0], progress["at_last_log"][1])
-        self._row = progress["row"]
+        self._row, self._evaluating = progress["row"], progress["evaluating"]
         self._meter.restore(progress["meter"], self.accelerator)
 
     @property
@@ -176,18 +157,22 @@ class Trainer:
         """Train to the end of the timetable and return the final evaluation.
 
         Raises:
-            DivergedError: the loss is not finite on a step that is logged, or gradients are not for many steps.
+            DivergedError: the loss is not finite on a step that is logged or saved, or too many steps were skipped.
             Stopped: the run was asked to stop, and has saved its state.
             CheckpointError: too many saves have failed.
             NonFiniteError, MaskMismatchError: see `Pruner.step`.
+            WeightMismatchError: replicas differ.
         """
         self.model.train()
+        if self._evaluating:
+            self._finish_evaluation()
         batches = self.batches_from(self.batches_taken)
         for span in self.timetable.spans:
             if self.step >= span.end:
                 continue
             if span.name != "dense" and self.dense is None:
-                self._row = self._row or self._evaluate()
+                if self.last is None:
+                    self._row |= self._evaluate()
                 self.dense = self.last
             task = self.task_for(span)
             # The dense model has been evaluated, and taken as teacher, by the time it is first pruned.
@@ -199,11 +184,13 @@ class Trainer:
                 if self._train_step(task, span, batches):
                     skipped = 0
                     self.step += 1
+                    self.liveness.step(self.step)
                     self._after_step(span)
                     self._save_or_stop(span)
                 elif (skipped := skipped + 1) >= MOST_SKIPPED:
-                    raise DivergedError(f"the gradient scaler skipped {skipped} steps in a row after step {self.step}")
+                    raise DivergedError(f"{skipped} steps in a row after step {self.step} were skipped")
         self._log()
+        self.run_state.settle()
         assert self.last is not None
         return self.last
 
@@ -214,6 +201,8 @@ class Trainer:
         self.batches_taken += 1
         for group in self.optimizer.param_groups:
             group["lr"] = span.lr(self.step)
+        self.loss_watch.begin()
+        figures: list[tuple[dict[str, Tensor], int]] = []
         for micro in range(self.accumulate):
             images, labels = next(batches)
             last = micro + 1 == self.accumulate
@@ -222,11 +211,19 @@ class Trainer:
                 # DDP averages over ranks; their parts of the batch need not be equal, but each sample counts the same.
                 share = len(labels) * self.accelerator.num_processes / self.batch_size
                 self.accelerator.backward(output.loss * share)
-            self._meter.add(output.figures, len(labels))
+            self.loss_watch.add(output.loss, self.step + 1)
+            figures.append((output.figures, len(labels)))
+        if (reason := self.loss_watch.to_skip()) is not None:
+            logger.warning(f"{reason} after step {self.step}; the step is left out")
+            self.optimizer.zero_grad()
+            return False
+        for means, samples in figures:
+            self._meter.add(means, samples)
         if self.clip_norm is not None or _is_due(self.log_every, self.step + 1, span):
             self.pruner.mask_gradients()
             limit = math.inf if self.clip_norm is None else self.clip_norm
-            self._meter.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+            self._meter.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.optimizer.step()
         self.optimizer.zero_grad()
         return self.pruner.steps_done > self.step
@@ -235,6 +232,8 @@ class Trainer:
         """Prune, evaluate and log where due. A phase's last figures wait: the next phase may add to them."""
         if span.name != "dense" or self.step < span.end:
             self._row |= self._update_masks()
+        if self.compare_every is not None and self.step % self.compare_every == 0:
+            self._compare_replicas()
         if _is_due(self.log_every, self.step, span):
             self._row |= self._train_figures(span)
         if _is_due(self.eval_every, self.step, span):
@@ -243,16 +242,29 @@ class Trainer:
             self._log()
 
     def _save_or_stop(self, span: Span) -> None:
-        reason = self.stopper.reason(self.step)
-        if reason is None and not _is_due(self.save_every, self.step, span):
-            return
-        problem = self.run_state.save(self.step, self._progress(), final=self.step >= self.timetable.schedule.end)
+        reason = self.stopper.after_step()
+        new_best = self.run_state.is_best(self._is_final, self._top1)
+        if reason is not None or new_best or _is_due(self.save_every, self.step, span):
+            self._save(reason)
+
+    def _save(self, reason: str | None) -> None:
+        """Write a checkpoint, and end the run if there is a reason to."""
+        progress = self._progress()
+        self._refuse_nonfinite_loss(progress["meter"])
+        problem = self.run_state.save(self.step, progress, self._is_final, self._top1, wait=reason is not None)
         self._clock = time.perf_counter()
-        logger.info(f"checkpoint of step {self.step}: {problem or 'written'}")
+        self.liveness.moves()
         if reason is not None:
             raise Stopped(f"stopped by {reason} at step {self.step}" + (f"; {problem}" if problem else ""))
-        if problem:
-            logger.warning(f"{problem}; the run goes on, and earlier checkpoints are whole")
+
+    @property
+    def _is_final(self) -> bool:
+        return self.step >= self.timetable.schedule.end
+
+    @property
+    def _top1(self) -> float | None:
+        """The accuracy of the model as it is, where that is known."""
+        return self.last.top1 if self.last is not None and self._evaluated_at == self.step else None
 
     def _progress(self) -> dict[str, Any]:
         self._stop_clock()
@@ -264,23 +276,46 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "wall_seconds": self.wall_seconds,
             "at_last_log": self._at_last_log,
-            "row": self._row,
+            "row": dict(self._row),
+            "evaluating": self._evaluating,
             "meter": self._meter.total(self.accelerator),
         }
 
     def _evaluate(self) -> dict[str, float]:
+        """Evaluate, or stop in the middle; a run that goes on begins with it."""
         self._stop_clock()
-        self.last = self.evaluate()
+        self._evaluating = True
+        try:
+            self.last = self.evaluate(self._stop_evaluating)
+        except _StopAsked as asked:
+            self._clock = time.perf_counter()
+            self._save(str(asked))
+        self._evaluating, self._evaluated_at = False, self.step
         self._clock = time.perf_counter()
+        assert self.last is not None
         return {"eval/top1": self.last.top1, "eval/loss": self.last.loss}
+
+    def _compare_replicas(self) -> None:
+        if not compare_replicas(dict(unwrap(self.model).named_parameters()), self.step):
+            self.compare_every = None
+            logger.warning("integrity.every: no rank holds what another holds, so there is nothing to compare")
+
+    def _finish_evaluation(self) -> None:
+        """Evaluate where the start before this one was stopped in the middle of that, and do what follows it."""
+        self._row |= self._evaluate()
+        if any(span.begin < self.step < span.end for span in self.timetable.spans):
+            self._log()
+        if self.run_state.is_best(self._is_final, self._top1):
+            self._save(None)
+
+    def _stop_evaluating(self) -> None:
+        self.liveness.moves()
+        if (reason := self.stopper.reason()) is not None:
+            raise _StopAsked(reason)
 
     def _train_figures(self, span: Span) -> dict[str, float]:
         means = self._meter.means(self.accelerator)
-        if not math.isfinite(means["loss"]):
-            raise DivergedError(
-                f"the training loss is {means['loss']} at step {self.step}; try a lower phases.{span.name}.lr or "
-                "train.clip_norm"
-            )
+        self._refuse_nonfinite_loss(means)
         self._stop_clock()
         step, seconds = self._at_last_log
         self._at_last_log = (self.step, self.train_seconds)
@@ -292,6 +327,14 @@ class Trainer:
             "train/grad_norm": float(self._meter.grad_norm),
             "train/samples_per_s": samples / (self.train_seconds - seconds),
         }
+
+    def _refuse_nonfinite_loss(self, figures: dict[str, float]) -> None:
+        if not math.isfinite(figures.get("loss", 0.0)):
+            span = next(span for span in self.timetable.spans if self.step <= span.end)
+            raise DivergedError(
+                f"the training loss is NaN or infinite, {self.loss_watch.where()}; try a lower phases.{span.name}.lr, "
+                "train.clip_norm, or train.on_nonfinite=skip_step"
+            )
 
     def _update_masks(self) -> dict[str, float]:
         report = self.pruner.step()

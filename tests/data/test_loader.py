@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distprune.config.schema import Data
-from distprune.data import Order, eval_loader, load_images, normalize, train_loader
+from distprune.data import PADDING, Order, eval_loader, load_images, normalize, train_loader
 from distprune.data.transforms import Transforms
 
 AUGMENTED = [{"RandomCrop": {"size": 8, "padding": 1}}, {"RandomRotation": {"degrees": 20}}, "RandomHorizontalFlip"]
@@ -65,11 +65,15 @@ def test_a_sample_is_augmented_anew_in_each_epoch(digits):
     ("ranks", "batch_size", "workers"), [(1, 1000, 0), (1, 7, 0), (3, 7, 0), (4, 50, 0), (2, 20, 2)]
 )
 def test_each_sample_is_evaluated_on_exactly_one_rank(digits, ranks, batch_size, workers):
-    batches = []
-    for rank in range(ranks):
-        batches += eval_loader(digits, Transforms([], 0), batch_size, rank, ranks, workers, pin_memory=False)
-    assert all(0 < len(images) <= batch_size for images, _ in batches)
-    assert samples(*batches) == everything(digits)
+    by_rank = [
+        list(eval_loader(digits, Transforms([], 0), batch_size, rank, ranks, workers, pin_memory=False))
+        for rank in range(ranks)
+    ]
+    sizes = [[len(images) for images, _ in batches] for batches in by_rank]
+    assert all(size == sizes[0] for size in sizes), "ranks that compute together need as many batches"
+    assert all(0 < size <= batch_size for size in sizes[0])
+    counted = [(images[labels != PADDING], labels[labels != PADDING]) for rank in by_rank for images, labels in rank]
+    assert samples(*counted) == everything(digits)
 
 
 def test_an_evaluation_loader_can_be_read_again(digits):

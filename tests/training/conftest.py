@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.jobs import ROOT
+from tests.training.runs import Starter
 
 
 @pytest.fixture
@@ -28,3 +29,9 @@ def launch(tmp_path, environment):
         )
 
     return start
+
+
+@pytest.fixture
+def start(tmp_path, environment):
+    """Start the job of `tests.training.runs` in tmp_path."""
+    return Starter(tmp_path, environment)

@@ -1,0 +1,131 @@
+"""Devices, ranks and shards as the launcher says, and how long ranks wait for each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
+from accelerate.utils import DistributedType, ParallelismConfig
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from distprune.config import Config
+from distprune.errors import ConfigError
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Devices and ranks as the launcher says, on the CPU where there is no accelerator or run.device says so.
+
+    Raises:
+        ConfigError: there are more processes than GPUs, the processes do not find each other, or shards are asked for
+            in a way that is not supported.
+    """
+    gpus = torch.cuda.device_count()
+    cpu = config.run.device == "cpu" or not torch.accelerator.is_available()
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not cpu and torch.cuda.is_available() and local_ranks > gpus:
+        raise ConfigError(
+            f"{local_ranks} processes were launched on this host, which has {gpus} GPUs; lower --num_processes, or set "
+            "run.device=cpu"
+        )
+    if cpu and config.run.precision == "fp16":
+        raise ConfigError("run.precision: fp16 needs a GPU, and there is none; take bf16 or fp32")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    plugin = _fsdp_plugin(config, launched)
+    # On a CPU accelerate ignores shards; they are set up below.
+    replicated = cpu and os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", "false") == "true"
+    accelerator = Accelerator(
+        # Without cpu=True, ranks on a machine without a GPU each believe that they are alone.
+        cpu=cpu,
+        mixed_precision={"fp32": "no"}.get(config.run.precision, config.run.precision),
+        fsdp_plugin=plugin,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.integrity.start_timeout)),
+        ],
+    )
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched, but each sees {accelerator.num_processes}; check the accelerate "
+            "configuration (launch/cpu.yaml works without a GPU)"
+        )
+    if cpu and plugin is not None:
+        _shard_on_cpu(accelerator, plugin, replicated)
+    return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether the launcher asked for FSDP2 (or HSDP, which is FSDP2 on a mesh of two dimensions)."""
+    return bool(accelerator.is_fsdp2)
+
+
+def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Shard a model that is not trained, in place, as the launcher's FSDP settings say."""
+    return cast(nn.Module, fsdp2_prepare_model(accelerator, model))
+
+
+def side_group(seconds: float) -> dist.ProcessGroup | None:
+    """A gloo group of all ranks beside the default one, for what must not wait for a GPU; None for one rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)))
+
+
+def limit_waiting(accelerator: Accelerator, others: Iterable[dist.ProcessGroup | None], seconds: float) -> None:
+    """Let ranks wait for each other this long at most, from now on: in the default group, those of shards, `others`."""
+    if not dist.is_initialized():
+        return
+    mesh = accelerator.torch_device_mesh
+    groups = [dist.group.WORLD, *others, *(mesh.get_all_groups() if mesh is not None else [])]
+    for group in groups:
+        if group is not None:
+            _set_timeout(timedelta(seconds=seconds), group)
+
+
+def _set_timeout(timeout: timedelta, group: dist.ProcessGroup) -> None:
+    # torch 2.15 gives it a public name.
+    public: Any = getattr(dist, "set_timeout", None)
+    if public is not None:
+        public(timeout, group)
+    else:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def _fsdp_plugin(config: Config, launched: int) -> FullyShardedDataParallelPlugin | None:
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") != "true":
+        return None
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("launcher: FSDP version 1 is not supported; set fsdp_version: 2, as launch/fsdp2.yaml does")
+    if launched == 1:
+        raise ConfigError(
+            "launcher: FSDP shards a model over several processes, but there is one; raise --num_processes, or take "
+            "launch/one_gpu.yaml"
+        )
+    if config.model.channels_last:
+        raise ConfigError("model.channels_last: FSDP takes contiguous weights only; leave it out")
+    return FullyShardedDataParallelPlugin(
+        # Weights stay float32 and autocast casts them, as under DDP; every rank has made the whole model already.
+        mixed_precision_policy=MixedPrecisionPolicy(),
+        cpu_ram_efficient_loading=False,
+    )
+
+
+def _shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, replicated: bool) -> None:
+    """Give an accelerator on CPUs the shards that it would have on GPUs."""
+    state = accelerator.state
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = plugin
+    if replicated:
+        state.parallelism_config = ParallelismConfig()
+        state.device_mesh = state.parallelism_config.get_device_mesh("cpu")

@@ -1,0 +1,94 @@
+"""Runs in processes of their own that are stopped, killed and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.jobs import DIGITS, ROOT, SHORT, read_rows
+
+JOB = (
+    *SHORT,
+    "phases.dense.epochs=10",
+    "phases.prune.epochs=10",
+    "phases.finetune.epochs=10",
+    "checkpoint.every=20",
+    "model.args={width: 8}",
+)
+TIMES = {"train/samples_per_s", "prune/update_ms"}
+
+
+def command(processes, *overrides, launcher="cpu", program=("-m", "distprune.train")):
+    """What a user types; with `processes` 0 without a launcher."""
+    words = [*program, str(DIGITS), *JOB, *overrides]
+    if processes == 0:
+        return [sys.executable, *words]
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    config = ["--config_file", str(ROOT / "launch" / f"{launcher}.yaml"), "--num_processes", str(processes)]
+    return [*accelerate, *config, *words]
+
+
+def whole(folder):
+    """What must not depend on stops: weights, masks, and every logged figure but times."""
+    rows = [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(folder)]
+    return (folder / "model.safetensors").read_bytes(), (folder / "masks.safetensors").read_bytes(), rows
+
+
+def reached(folder, step):
+    """Whether a step has been logged."""
+
+    def look():
+        path = folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        return bool(lines) and json.loads(lines[-1])["trainer/step"] >= step
+
+    return look
+
+
+@dataclass
+class Starter:
+    """Starts the job in a folder."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def __call__(self, processes, *overrides, send=None, once=None, to=None, timeout=200, **how):
+        """Run to the end; or until `once()`, then send a signal to the started process, or to those that `to` names.
+
+        Returns:
+            The exit code and what was printed.
+        """
+        running = subprocess.Popen(
+            command(processes, *overrides, **how),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            if once is not None:
+                deadline = time.monotonic() + 120
+                while not once() and running.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                if running.poll() is None:
+                    _send(running, send, to)
+            output, _ = running.communicate(timeout=timeout)
+        finally:
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)
+        return running.returncode, output
+
+
+def _send(running, number, to):
+    if to is not None:
+        os.kill(to(), number)
+    elif number == signal.SIGKILL:
+        os.killpg(running.pid, number)
+    else:
+        running.send_signal(number)
