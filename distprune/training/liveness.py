@@ -105,8 +105,8 @@ class Liveness:
             after = self._read()
             silent = [rank for rank in range(self._world_size) if after.get(rank) == before.get(rank)]
             found = _failed(after) or [
-                f"{_name(rank, after.get(rank))} stopped at step {_step(after.get(rank))}: no sign of life since "
-                f"{_clock(after.get(rank))}"
+                f"{_name(rank, after.get(rank))} has stopped: no sign of life since {_clock(after.get(rank))}, after "
+                f"step {_step(after.get(rank))}"
                 for rank in silent
                 if self._rank not in silent  # else heartbeats cannot be written here, and say nothing
             ]

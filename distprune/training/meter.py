@@ -20,7 +20,9 @@ class Meter:
     def add(self, figures: dict[str, Tensor], samples: int) -> None:
         """Count the batch means of `samples` samples."""
         for name, value in figures.items():
-            self.sums[name] = self.sums[name] + value * samples if name in self.sums else value * samples
+            # Exact in float64, so that it does not matter where a run was stopped in between.
+            total = value.double() * samples
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.samples += samples
 
     def total(self, accelerator: Accelerator) -> dict[str, float]:
@@ -40,5 +42,9 @@ class Meter:
     def restore(self, total: dict[str, float], accelerator: Accelerator) -> None:
         """Go on from the sums that `total` gave, on whatever number of ranks."""
         mine = total if accelerator.is_main_process else dict.fromkeys(total, 0.0)
-        self.sums = {n: torch.tensor(v, device=accelerator.device) for n, v in mine.items() if n != "samples"}
+        self.sums = {
+            n: torch.tensor(v, dtype=torch.float64, device=accelerator.device)
+            for n, v in mine.items()
+            if n != "samples"
+        }
         self.samples = round(mine.get("samples", 0))

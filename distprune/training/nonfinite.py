@@ -66,12 +66,12 @@ class LossWatch:
         return f"{what} is NaN or infinite on {_on(flags)}"
 
     def where(self) -> str:
-        """Where the loss was first not finite: ranks and step. Called on all ranks."""
+        """Where the loss was first not finite, ranks and step, or "" if it never was. Called on all ranks."""
         firsts = self._ranks.gather(self._first.view(1)).view(-1).tolist()
         seen = [first for first in firsts if first >= 0]
         if not seen:
-            return "on no rank by itself"
-        return f"first at step {min(seen)} on {_on([first == min(seen) for first in firsts])}"
+            return ""
+        return f", first at step {min(seen)} on {_on([first == min(seen) for first in firsts])}"
 
     def _bad_gradients(self) -> Tensor:
         gradients = [local(p.grad) for p in self._model.parameters() if p.grad is not None]

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from distprune.data.sampler import mix
-from distprune.pruning import Pruner, compare_replicas
+from distprune.pruning import NonFiniteError, Pruner, compare_replicas
 from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
 from distprune.tracking.logs import logger
@@ -332,12 +332,17 @@ class Trainer:
         if not math.isfinite(figures.get("loss", 0.0)):
             span = next(span for span in self.timetable.spans if self.step <= span.end)
             raise DivergedError(
-                f"the training loss is NaN or infinite, {self.loss_watch.where()}; try a lower phases.{span.name}.lr, "
+                f"the training loss is NaN or infinite{self.loss_watch.where()}; try a lower phases.{span.name}.lr, "
                 "train.clip_norm, or train.on_nonfinite=skip_step"
             )
 
     def _update_masks(self) -> dict[str, float]:
-        report = self.pruner.step()
+        try:
+            report = self.pruner.step()
+        except NonFiniteError as error:
+            # By the time of an update gradients have carried it from one rank to all.
+            where = self.loss_watch.where()
+            raise NonFiniteError(f"{error}; the loss is NaN or infinite{where}" if where else str(error)) from None
         if report is None:
             return {}
         return {

@@ -1,0 +1,89 @@
+"""One rank goes wrong in one way: the run ends within its bound, and the last line names rank and cause."""
+
+import json
+import time
+
+import pytest
+
+from tests.jobs import read_json, read_rows
+
+PROGRAM = ("-m", "tests.training.faulty")
+
+
+@pytest.fixture
+def run_with(tmp_path, start):
+    """Run on two ranks with one fault; what status.json says, what was printed, and the seconds it took."""
+
+    def run(fault, *overrides):
+        start.environment["FAULT"] = fault
+        began = time.monotonic()
+        code, output = start(2, "run.dir=run", *overrides, program=PROGRAM)
+        status = read_json(tmp_path / "run" / "status.json")
+        return code, status, output, time.monotonic() - began
+
+    return run
+
+
+def log(tmp_path, rank):
+    return (tmp_path / "run" / "logs" / f"rank-{rank:05d}.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "overrides", "expected"),
+    [
+        ("mask:1:305", [], "masks have changed between updates, found at step 310: rank 1: 10.weight"),
+        (
+            "weight:1:105",
+            ["integrity.every=10"],
+            "weights differ between ranks at step 110: 0.weight, with no majority",
+        ),
+        (
+            "nan:1:229",
+            ["train.clip_norm=1.0"],
+            "; nothing was pruned; the loss is NaN or infinite, first at step 230 on rank 1",
+        ),
+        ("nan:1:105", ["run.log_every=50"], "training loss is NaN or infinite, first at step 106 on rank 1"),
+    ],
+    ids=["mask bit", "weight bit", "NaN at an update", "NaN between updates"],
+)
+def test_what_goes_wrong_on_one_rank_is_named(run_with, fault, overrides, expected):
+    code, status, output, _ = run_with(fault, *overrides)
+    assert code == 1
+    assert status["state"] == "failed"
+    assert expected in status["error"]
+    assert expected in output
+    assert 'Traceback (most recent call last):\n  File "/work' not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["freeze", "die", "fail"])
+def test_a_rank_that_does_not_answer_is_named_within_the_timeout(run_with, tmp_path, fault):
+    code, status, output, seconds = run_with(f"{fault}:1:105", "integrity.timeout=8")
+    assert code == 1
+    assert seconds < 90
+    assert status["state"] == "failed"
+    beat = read_json(tmp_path / "run" / "heartbeats" / "rank-00001.json")
+    if fault == "fail":
+        assert status["error"] == "rank 1 at step 105: ZeroDivisionError: of its own"
+        assert beat["failure"] == "ZeroDivisionError: of its own"
+    else:
+        who = f"rank 1 ({beat['host']}, process {beat['pid']}) has stopped: no sign of life since "
+        assert status["error"].startswith("rank 0 at step 105: another rank does not answer: " + who)
+        assert status["error"].endswith(f", after step {beat['step']}")
+        assert who in output
+    if fault == "freeze":
+        assert "rank 0 has not moved for 6 s after step 105" in log(tmp_path, 0)
+        assert "most recent call first" in log(tmp_path, 0), "stacks of all threads"
+
+
+@pytest.mark.slow
+def test_steps_with_a_loss_that_is_not_finite_are_left_out_on_all_ranks(run_with, tmp_path):
+    code, status, output, _ = run_with("loss:1:105", "train.on_nonfinite=skip_step")
+    assert code == 0, output
+    assert status["state"] == "done"
+    for rank in (0, 1):
+        assert "the loss is NaN or infinite on rank 1 after step 105; the step is left out" in log(tmp_path, rank)
+    rows = read_rows(tmp_path / "run")
+    assert all(row["train/loss"] == row["train/loss"] for row in rows if "train/loss" in row)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 660
