@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -141,24 +146,30 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
-        partial = self._partial(name)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+        with self._into_place(name) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         """Write a safetensors file of contiguous tensors in CPU memory."""
-        partial = self._partial(name)
-        save_file(tensors, partial, metadata)
-        partial.chmod(0o666 & ~_umask())
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+        with self._into_place(name) as partial:
+            try:
+                save_file(tensors, partial, metadata)
+            except SafetensorError as error:
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]) if number else errno.EIO, str(error), str(self.path / name)) from None
+            partial.chmod(0o666 & ~_umask())
 
-    def _partial(self, name: str) -> Path:
-        return self.path / f".{name}.{os.getpid()}.partial"
+    @contextmanager
+    def _into_place(self, name: str) -> Iterator[Path]:
+        """A path to write to, which becomes the file `name` when all is written, and is gone when it could not be."""
+        partial = self.path / f".{name}.{os.getpid()}.partial"
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(self.path / name)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         try:

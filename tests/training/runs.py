@@ -56,8 +56,8 @@ class Starter:
     folder: Path
     environment: dict[str, str]
 
-    def __call__(self, processes, *overrides, send=None, once=None, to=None, timeout=200, **how):
-        """Run to the end; or until `once()`, then send a signal to the started process, or to those that `to` names.
+    def __call__(self, processes, *overrides, send=None, once=None, everyone=False, timeout=200, **how):
+        """Run to the end; or until `once()`, then send a signal to the started process, or to all that it has started.
 
         Returns:
             The exit code and what was printed.
@@ -77,18 +77,9 @@ class Starter:
                 while not once() and running.poll() is None and time.monotonic() < deadline:
                     time.sleep(0.02)
                 if running.poll() is None:
-                    _send(running, send, to)
+                    os.killpg(running.pid, send) if everyone else running.send_signal(send)
             output, _ = running.communicate(timeout=timeout)
         finally:
             if running.poll() is None:
                 os.killpg(running.pid, signal.SIGKILL)
         return running.returncode, output
-
-
-def _send(running, number, to):
-    if to is not None:
-        os.kill(to(), number)
-    elif number == signal.SIGKILL:
-        os.killpg(running.pid, number)
-    else:
-        running.send_signal(number)

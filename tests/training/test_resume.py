@@ -2,9 +2,7 @@
 
 import signal
 
-import pytest
-
-from tests.jobs import read_json, read_rows
+from tests.jobs import read_json
 from tests.training.runs import reached, whole
 
 
@@ -18,7 +16,8 @@ def test_stops_at_any_place_leave_no_trace(tmp_path, start):
         (350, signal.SIGUSR1, 75),
         (500, signal.SIGINT, 75),
     ):
-        code, output = start(0, "run.dir=stopped", "model.channels_last=true", send=number, once=reached(folder, step))
+        now = {"send": number, "once": reached(folder, step)}
+        code, output = start(0, "run.dir=stopped", "model.channels_last=true", **now)
         assert code == expected, output
         if expected == 75:
             status = read_json(folder / "status.json")
@@ -51,26 +50,3 @@ def test_another_job_in_the_folder_is_refused(tmp_path, start):
     assert "prune.sparsity: was 0.9 when the run in run began, now 0.5" in output
     assert "run.seed" in output
     assert "run.log_every" not in output
-
-
-@pytest.mark.slow
-def test_two_ranks_go_on_with_two_and_with_three(tmp_path, start):
-    code, output = start(2, "run.dir=undisturbed")
-    assert code == 0, output
-    folder = tmp_path / "run"
-    code, output = start(2, "run.dir=run", send=signal.SIGTERM, once=reached(folder, 50))
-    assert read_json(folder / "status.json")["state"] == "preempted", output
-    code, output = start(2, "run.dir=run", send=signal.SIGKILL, once=reached(folder, 150))
-    code, output = start(2, "run.dir=run")
-    assert code == 0, output
-    assert whole(folder) == whole(tmp_path / "undisturbed")
-
-    other = tmp_path / "other"
-    code, output = start(2, "run.dir=other", send=signal.SIGTERM, once=reached(other, 150))
-    assert read_json(other / "status.json")["state"] == "preempted", output
-    code, output = start(3, "run.dir=other")
-    assert code == 0, output
-    summary = read_json(other / "summary.json")
-    assert summary["world_size"] == 3
-    assert summary["prune/zeros"] == round(0.9 * summary["prune/weights"])
-    assert [row["trainer/step"] for row in read_rows(other)] == [row["trainer/step"] for row in read_rows(folder)]

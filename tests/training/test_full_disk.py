@@ -1,0 +1,131 @@
+"""Folders that are full or read-only: the run goes on, and fails only after so many failed saves in a row."""
+
+import signal
+import subprocess
+import time
+
+import pytest
+
+from distprune.training.checkpoint import Checkpoints
+from tests.jobs import read_json
+from tests.training.runs import reached, whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts 20 MB of memory on a folder."""
+    mounted = []
+
+    def mount(folder):
+        folder.mkdir(parents=True)
+        command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder):
+    with (folder / "of somebody else").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"0" * 4096)
+        except OSError:
+            pass
+
+
+def when(condition, act):
+    """A condition that acts when it becomes true."""
+
+    def look():
+        if condition():
+            act()
+            return True
+        return False
+
+    return look
+
+
+@pytest.fixture
+def undisturbed(tmp_path, start):
+    code, output = start(0, "run.dir=undisturbed")
+    assert code == 0, output
+    return whole(tmp_path / "undisturbed")
+
+
+def test_a_checkpoint_folder_that_fills_up_does_not_end_the_run(tmp_path, start, small_disk, undisturbed):
+    folder = tmp_path / "run"
+    disk = small_disk(folder / "checkpoints")
+    full = when(reached(folder, 100), lambda: fill(disk))
+    code, output = start(0, "run.dir=run", "checkpoint.max_failures=1000", once=full, send=signal.SIGCONT)
+    assert code == 0, output
+    assert "No space left on device; earlier checkpoints are whole" in output
+    assert read_json(folder / "status.json")["state"] == "done"
+    assert whole(folder) == undisturbed
+    assert Checkpoints(disk, 2, None).newest() is not None
+
+
+def test_large_checkpoints_fill_the_folder_by_themselves(tmp_path, start, small_disk):
+    disk = small_disk(tmp_path / "run" / "checkpoints")
+    # 5.5 MB each: two, the first and the best at the final sparsity, and the one being written are more than 20 MB.
+    large = ("model.args={width: 56}", "optimizer={name: adamw}", "phases.dense.lr=0.001", "phases.prune.lr=0.001")
+    short = ("phases.dense.epochs=2", "phases.prune.epochs=2", "phases.finetune={epochs: 2, lr: 0.001}")
+    code, output = start(0, "run.dir=run", *large, *short, "checkpoint.max_failures=1000")
+    assert code == 0, output
+    assert "No space left on device" in output
+    assert Checkpoints(disk, 2, None).newest() is not None
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_after_so_many_failed_saves_the_run_ends_and_goes_on_when_there_is_room(
+    tmp_path, start, small_disk, undisturbed, fault
+):
+    folder = tmp_path / "run"
+    disk = small_disk(folder / "checkpoints")
+
+    def remount(options):
+        subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+    harm = when(reached(folder, 100), (lambda: fill(disk)) if fault == "full" else (lambda: remount("ro")))
+    code, output = start(0, "run.dir=run", once=harm, send=signal.SIGCONT)
+    assert code == 1, output
+    reason = "No space left on device" if fault == "full" else "Read-only file system"
+    assert "3 checkpoints in a row have failed" in output
+    assert reason in read_json(folder / "status.json")["error"]
+    assert "Traceback" not in output
+    if fault == "full":
+        (disk / "of somebody else").unlink()
+    else:
+        remount("rw")
+    code, output = start(0, "run.dir=run")
+    assert code == 0, output
+    assert "going on from step" in output
+    assert whole(folder) == undisturbed
+
+
+def test_figures_wait_while_the_run_folder_is_full(tmp_path, start, small_disk):
+    code, output = start(0, "run.dir=undisturbed", "distill=null")
+    assert code == 0, output
+    folder = small_disk(tmp_path / "run")
+
+    def fill_for_a_while():
+        fill(folder)
+        time.sleep(0.7)
+        (folder / "of somebody else").unlink()
+
+    code, output = start(
+        0,
+        "run.dir=run",
+        "distill=null",
+        "checkpoint.max_failures=1000",
+        once=when(reached(folder, 100), fill_for_a_while),
+        send=signal.SIGCONT,
+    )
+    assert code == 0, output
+    assert "metrics.jsonl: No space left on device; figures wait until it can be written" in output
+    assert whole(folder) == whole(tmp_path / "undisturbed")
