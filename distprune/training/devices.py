@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType, ParallelismConfig
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 from distprune.config import Config
 from distprune.errors import ConfigError
@@ -82,12 +83,18 @@ def side_group(seconds: float) -> dist.ProcessGroup | None:
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)))
 
 
-def limit_waiting(accelerator: Accelerator, others: Iterable[dist.ProcessGroup | None], seconds: float) -> None:
-    """Let ranks wait for each other this long at most, from now on: in the default group, those of shards, `others`."""
+def limit_waiting(model: nn.Module, others: Iterable[dist.ProcessGroup | None], seconds: float) -> None:
+    """Let ranks wait for each other this long at most, from now on.
+
+    Args:
+        model: through the groups of whose shards they talk, beside the default group.
+        others: further groups.
+        seconds: to wait.
+    """
     if not dist.is_initialized():
         return
-    mesh = accelerator.torch_device_mesh
-    groups = [dist.group.WORLD, *others, *(mesh.get_all_groups() if mesh is not None else [])]
+    meshes = {parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor)}
+    groups = [dist.group.WORLD, *others, *(group for mesh in meshes for group in mesh.get_all_groups())]
     for group in groups:
         if group is not None:
             _set_timeout(timedelta(seconds=seconds), group)

@@ -188,7 +188,7 @@ def make_job(config: Config, folder: RunFolder) -> Job:
     liveness = Liveness(
         folder.heartbeats, folder.logs, accelerator.process_index, accelerator.num_processes,
         config.integrity.start_timeout, config.integrity.timeout,
-        partial(limit_waiting, accelerator, (for_stopping, for_saving)),
+        partial(limit_waiting, bare, (for_stopping, for_saving)),
     )  # fmt: skip
     loss_watch = LossWatch(
         bare, accelerator.device, config.train.on_nonfinite == "skip_step", gradients=accelerator.scaler is None

@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tests.jobs import DIGITS, ROOT, SHORT, read_rows
 
@@ -49,6 +52,21 @@ def reached(folder, step):
     return look
 
 
+def descendants(pid):
+    """The processes below one, which a launcher puts into sessions of their own."""
+    try:
+        return [process.pid for process in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(pids):
+    """SIGKILL to those of the processes that are left."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @dataclass
 class Starter:
     """Starts the job in a folder."""
@@ -81,5 +99,5 @@ class Starter:
             output, _ = running.communicate(timeout=timeout)
         finally:
             if running.poll() is None:
-                os.killpg(running.pid, signal.SIGKILL)
+                kill([running.pid, *descendants(running.pid)])
         return running.returncode, output

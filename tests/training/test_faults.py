@@ -14,10 +14,10 @@ PROGRAM = ("-m", "tests.training.faulty")
 def run_with(tmp_path, start):
     """Run on two ranks with one fault; what status.json says, what was printed, and the seconds it took."""
 
-    def run(fault, *overrides):
+    def run(fault, *overrides, launcher="cpu"):
         start.environment["FAULT"] = fault
         began = time.monotonic()
-        code, output = start(2, "run.dir=run", *overrides, program=PROGRAM)
+        code, output = start(2, "run.dir=run", *overrides, program=PROGRAM, launcher=launcher)
         status = read_json(tmp_path / "run" / "status.json")
         return code, status, output, time.monotonic() - began
 
@@ -57,9 +57,11 @@ def test_what_goes_wrong_on_one_rank_is_named(run_with, fault, overrides, expect
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["freeze", "die", "fail"])
-def test_a_rank_that_does_not_answer_is_named_within_the_timeout(run_with, tmp_path, fault):
-    code, status, output, seconds = run_with(f"{fault}:1:105", "integrity.timeout=8")
+@pytest.mark.parametrize(
+    ("fault", "launcher"), [("freeze", "cpu"), ("freeze", "fsdp2"), ("die", "cpu"), ("fail", "cpu")]
+)
+def test_a_rank_that_does_not_answer_is_named_within_the_timeout(run_with, tmp_path, fault, launcher):
+    code, status, output, seconds = run_with(f"{fault}:1:105", "integrity.timeout=8", launcher=launcher)
     assert code == 1
     assert seconds < 90
     assert status["state"] == "failed"
