@@ -1,8 +1,15 @@
 """Runs that are stopped go on with the same command and end as if nothing had happened."""
 
+import hashlib
+import json
 import signal
+import struct
 
-from tests.jobs import read_json
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.jobs import read_json, read_rows
 from tests.training.runs import reached, whole
 
 
@@ -50,3 +57,65 @@ def test_another_job_in_the_folder_is_refused(tmp_path, start):
     assert "prune.sparsity: was 0.9 when the run in run began, now 0.5" in output
     assert "run.seed" in output
     assert "run.log_every" not in output
+
+
+@pytest.mark.parametrize("damage", ["a file that is cut short", "a mask that is another, with a manifest that fits"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, start, damage):
+    code, output = start(0, "run.dir=undisturbed")
+    assert code == 0, output
+    folder = tmp_path / "run"
+    code, output = start(0, "run.dir=run", send=signal.SIGTERM, once=reached(folder, 400))
+    assert code == 75, output
+    before, newest = sorted((folder / "checkpoints").glob("step-*"))[-2:]
+    (shard,) = newest.glob("shard-*")
+    if damage == "a file that is cut short":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    else:
+        flip_a_bit_of(shard, "mask.8.weight")
+        manifest = read_json(newest / "manifest.json")
+        manifest[shard.name]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+        (newest / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    code, output = start(0, "run.dir=run")
+    assert code == 0, output
+    assert f"{newest.name} is damaged and is passed over" in output
+    assert f"{before.name}" in output
+    assert "Traceback" not in output
+    assert whole(folder) == whole(tmp_path / "undisturbed")
+
+
+def flip_a_bit_of(path, name):
+    content = bytearray(path.read_bytes())
+    (header,) = struct.unpack("<Q", content[:8])
+    begin, _ = json.loads(content[8 : 8 + header])[name]["data_offsets"]
+    content[8 + header + begin] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_best_and_the_first_at_the_final_sparsity_are_kept(tmp_path, start):
+    code, output = start(0, "run.dir=run", "eval.every=15")
+    assert code == 0, output
+    final, checkpoints = 440, tmp_path / "run" / "checkpoints"
+    rows = [row for row in read_rows(tmp_path / "run") if "eval/top1" in row and row["trainer/step"] >= final]
+    best = max(rows, key=lambda row: row["eval/top1"])  # the first of those that are equal
+    assert (checkpoints / "best").read_text() == f"step-{best['trainer/step']:08d}\n"
+    assert (checkpoints / "first-final").read_text() == f"step-{final:08d}\n"
+    assert (checkpoints / "latest").read_text() == "step-00000660\n"
+    kept = {int(path.name[5:]) for path in checkpoints.glob("step-*")}
+    assert kept >= {final, best["trainer/step"], 660}
+    assert len(kept) <= 4
+    state = read_json(checkpoints / "step-00000660" / "state.json")
+    assert state["best_top1"] == best["eval/top1"]
+
+
+def test_checkpoints_in_the_background_are_those_of_the_foreground(tmp_path, start):
+    for name, background in (("front", "false"), ("back", "true")):
+        code, output = start(0, f"run.dir={name}", f"checkpoint.background={background}", "optimizer={name: adamw}")
+        assert code == 0, output
+    shards = [next((tmp_path / name / "checkpoints" / "step-00000660").glob("shard-*")) for name in ("front", "back")]
+    front, back = (load_file(shard) for shard in shards)
+    assert front.keys() == back.keys()
+    assert all(torch.equal(front[name], back[name]) for name in front)
+    states = [read_json(shard.with_name("state.json")) for shard in shards]
+    for state in states:
+        del state["config"], state["progress"]
+    assert states[0] == states[1]
