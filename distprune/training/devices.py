@@ -24,6 +24,8 @@ from torch.distributed.tensor import DTensor
 from distprune.config import Config
 from distprune.errors import ConfigError
 
+USE_MESH = "ACCELERATE_USE_PARALLELISM_CONFIG"
+
 
 def make_accelerator(config: Config) -> Accelerator:
     """Devices and ranks as the launcher says, on the CPU where there is no accelerator or run.device says so.
@@ -43,9 +45,10 @@ def make_accelerator(config: Config) -> Accelerator:
     if cpu and config.run.precision == "fp16":
         raise ConfigError("run.precision: fp16 needs a GPU, and there is none; take bf16 or fp32")
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    plugin = _fsdp_plugin(config, launched)
-    # On a CPU accelerate ignores shards; they are set up below.
-    replicated = cpu and os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", "false") == "true"
+    plugin, mesh = _fsdp_plugin(config, launched), _mesh(launched)
+    if cpu:
+        # On CPUs accelerate ignores shards, and fails on a mesh of them; they are set up below.
+        os.environ.pop(USE_MESH, None)
     accelerator = Accelerator(
         # Without cpu=True, ranks on a machine without a GPU each believe that they are alone.
         cpu=cpu,
@@ -62,7 +65,7 @@ def make_accelerator(config: Config) -> Accelerator:
             "configuration (launch/cpu.yaml works without a GPU)"
         )
     if cpu and plugin is not None:
-        _shard_on_cpu(accelerator, plugin, replicated)
+        _shard_on_cpu(accelerator, plugin, mesh)
     return accelerator
 
 
@@ -128,11 +131,31 @@ def _fsdp_plugin(config: Config, launched: int) -> FullyShardedDataParallelPlugi
     )
 
 
-def _shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, replicated: bool) -> None:
+def _mesh(launched: int) -> ParallelismConfig | None:
+    if os.environ.get(USE_MESH, "false") != "true":
+        return None
+    mesh = ParallelismConfig()
+    replicas, shards = mesh.dp_replicate_size, mesh.dp_shard_size
+    if mesh.total_size != replicas * shards or shards == 1:
+        raise ConfigError(
+            "launcher: of parallelism_config only dp_shard_size, and dp_replicate_size beside it, are supported; "
+            "launch/hsdp.yaml has both"
+        )
+    if mesh.total_size != launched:
+        raise ConfigError(
+            f"launcher: parallelism_config has {replicas} replicas of {shards} shards, but there are {launched} "
+            f"processes; set --num_processes {replicas * shards}, or other sizes"
+        )
+    return mesh
+
+
+def _shard_on_cpu(
+    accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, mesh: ParallelismConfig | None
+) -> None:
     """Give an accelerator on CPUs the shards that it would have on GPUs."""
     state = accelerator.state
     state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = plugin
-    if replicated:
-        state.parallelism_config = ParallelismConfig()
-        state.device_mesh = state.parallelism_config.get_device_mesh("cpu")
+    if mesh is not None:
+        state.parallelism_config = mesh
+        state.device_mesh = mesh.get_device_mesh("cpu")

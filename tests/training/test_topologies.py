@@ -103,6 +103,9 @@ def test_sharded_and_compiled(tmp_path, start):
 def test_what_cannot_be_sharded_is_refused(start):
     code, output = start(1, "run.dir=run", launcher="fsdp2")
     assert "FSDP shards a model over several processes, but there is one" in output
+    code, output = start(2, "run.dir=run", launcher="hsdp")
+    assert "2 replicas of 2 shards, but there are 2 processes; set --num_processes 4" in output
+    assert "/distprune/" not in output, "a traceback of ours"
     code, output = start(2, "run.dir=run", "model.channels_last=true", launcher="fsdp2")
     assert "model.channels_last: FSDP takes contiguous weights only" in output
     code, output = start(0, "run.dir=run", "distill.sharded=true")
