@@ -32,7 +32,7 @@ class WandbTracker:
 
     def __init__(self, settings: Wandb, folder: Path, config: Mapping[str, Any]) -> None:
         id_file = folder / "wandb_id"
-        if not id_file.exists():
+        if not id_file.exists() or not id_file.read_text():
             id_file.write_text(secrets.token_hex(4))
         self._run = wandb.init(
             mode=_mode(settings),

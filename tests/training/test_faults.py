@@ -1,6 +1,7 @@
 """One rank goes wrong in one way: the run ends within its bound, and the last line names rank and cause."""
 
 import json
+import re
 import time
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_rank_that_does_not_answer_is_named_within_the_timeout(run_with, tmp_p
         assert status["error"].endswith(f", after step {beat['step']}")
         assert who in output
     if fault == "freeze":
-        assert "rank 0 has not moved for 6 s after step 105" in log(tmp_path, 0)
+        assert re.search(r"rank 0 has not moved for \d+ s after step 105, its stacks are in", log(tmp_path, 0))
         assert "most recent call first" in log(tmp_path, 0), "stacks of all threads"
 
 
