@@ -74,10 +74,11 @@ def check_damaged(folder):
     ],
 )
 def test_a_sharded_run_is_stopped_and_goes_on_to_the_same_bytes(tmp_path, start, launcher, processes, overrides):
+    overrides = [*overrides, "phases.dense.epochs=6", "phases.prune.epochs=6", "phases.finetune.epochs=6"]
     code, output = start(processes, "run.dir=undisturbed", *overrides, launcher=launcher)
     assert code == 0, output
     folder = tmp_path / "run"
-    stop_at(start, folder, 350, processes, "run.dir=run", *overrides, launcher=launcher)
+    stop_at(start, folder, 200, processes, "run.dir=run", *overrides, launcher=launcher)
     code, output = start(processes, "run.dir=run", *overrides, launcher=launcher)
     assert code == 0, output
     assert whole(folder) == whole(tmp_path / "undisturbed")
