@@ -55,7 +55,8 @@ class Liveness:
         self._timeout = timeout
         self._after_first_step = after_first_step
         self._period = min(5.0, max(0.5, timeout / 10))
-        self._step = -1
+        self._step = 0
+        self._first_step_done = False
         self._failure: str | None = None
         self._moved = time.monotonic()
         self._ended = threading.Event()
@@ -73,11 +74,16 @@ class Liveness:
 
     def step(self, step: int) -> None:
         """A step of training is done."""
-        if self._step < 0:
+        if not self._first_step_done:
             self._after_first_step(self._timeout)
             self._limit = self._timeout
+            self._first_step_done = True
         self._step = step
         self._moved = time.monotonic()
+
+    def goes_on_from(self, step: int) -> None:
+        """An earlier start had done so many steps."""
+        self._step = step
 
     def moves(self) -> None:
         """Something other than a step is done: a batch was evaluated, a checkpoint written."""
@@ -125,7 +131,7 @@ class Liveness:
                 with self._log.open("a", encoding="utf-8") as log:
                     faulthandler.dump_traceback(log)
                 logger.warning(
-                    f"rank {self._rank} has not moved for {waited:.0f} s after step {max(self._step, 0)}, its stacks "
+                    f"rank {self._rank} has not moved for {waited:.0f} s after step {self._step}, its stacks "
                     f"are in {self._log}; {self.who_stopped()}"
                 )
 
@@ -134,7 +140,7 @@ class Liveness:
             "rank": self._rank,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "step": max(self._step, 0),
+            "step": self._step,
             "time": time.time(),
             "failure": self._failure,
         }

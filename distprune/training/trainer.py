@@ -147,6 +147,7 @@ class Trainer:
         self._at_last_log = (progress["at_last_log"][0], progress["at_last_log"][1])
         self._row, self._evaluating = progress["row"], progress["evaluating"]
         self._meter.restore(progress["meter"], self.accelerator)
+        self.liveness.goes_on_from(self.step)
 
     @property
     def wall_seconds(self) -> float:

@@ -1,6 +1,6 @@
 """Kill a run again and again, start the same command again each time, and compare with a run that nobody touched.
 
-    python -m tests.soak.kill_resume --kills 20 [--processes 2] [--seed 0] [--folder DIR]
+    python -m tests.soak.kill_resume --kills 20 [--processes 2] [--seed 0] [--folder DIR] [section.key=value ...]
 
 A kill is SIGKILL to one random rank, or to the launcher and all ranks, at a random instant; a third of them come while
 a checkpoint is being written. Where the run is done before all kills are made, it is compared, and another one begun.
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +42,18 @@ class Kill:
 class Soak:
     """Runs the job in folders below `folder`, and kills it."""
 
-    def __init__(self, folder: Path, processes: int, seed: int) -> None:
+    def __init__(self, folder: Path, processes: int, seed: int, overrides: Sequence[str] = ()) -> None:
         self.folder = folder
         self.processes = processes
+        self.overrides = overrides
         self.random = random.Random(seed)
         cache = {"DISTPRUNE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.environment = {**os.environ, **cache}
 
     def start(self, name: str) -> subprocess.Popen:
-        log = (self.folder / f"{name}.log").open("a")
-        words = command(self.processes, f"run.dir={name}", *JOB)
-        return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+        words = command(self.processes, *JOB, *self.overrides, f"run.dir={name}")
+        with (self.folder / f"{name}.log").open("a") as log:
+            return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
 
     def finish(self, name: str) -> None:
         running = self.start(name)
@@ -59,6 +61,7 @@ class Soak:
             code = running.wait(timeout=600)
         finally:
             kill([running.pid, *descendants(running.pid)])
+            self.clear(name)
         if code or self.state(name) != "done":
             raise SystemExit(
                 f"{name} ended with exit code {code} and is {self.state(name)}; see {self.folder}/{name}.log"
@@ -70,10 +73,10 @@ class Soak:
 
     def kill_once(self, name: str, while_saving: bool) -> Kill | None:
         """Start, kill, wait until nothing is left of it; None if the run was done before."""
-        began, before = time.monotonic(), self.partial(name)
+        began, since = time.monotonic(), time.time()
         running = self.start(name)
         if while_saving:
-            self.wait_for_a_save(running, name, skip=self.random.randrange(6))
+            self.wait_for_a_save(running, name, since, skip=self.random.randrange(6))
         else:
             self.wait(running, self.random.uniform(0.5, LONGEST_START))
         below = descendants(running.pid)
@@ -84,11 +87,12 @@ class Soak:
                 raise SystemExit(f"{name} ended by itself and is {self.state(name)}; see {self.folder}/{name}.log")
             return None
         kill(victims)
-        seconds, saving = time.monotonic() - began, bool(self.partial(name) - before)
+        seconds, saving = time.monotonic() - began, bool(self.partial(name, since))
         try:
             running.wait(timeout=90)
         finally:
             kill([running.pid, *below])
+            self.clear(name)
         return Kill("one rank" if len(victims) == 1 else "all processes", saving, self.step(name), seconds)
 
     def wait(self, running: subprocess.Popen, seconds: float) -> None:
@@ -96,30 +100,49 @@ class Soak:
         while running.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
 
-    def wait_for_a_save(self, running: subprocess.Popen, name: str, skip: int) -> None:
+    def wait_for_a_save(self, running: subprocess.Popen, name: str, since: float, skip: int) -> None:
         """Until the checkpoint after the next `skip` is being written."""
-        seen = self.partial(name)
-        while running.poll() is None and len(new := self.partial(name) - seen) <= skip:
-            seen, skip = seen | new, skip - len(new)
+        seen: set[str] = set()
+        while running.poll() is None and len(seen) <= skip:
+            seen |= self.partial(name, since)
             time.sleep(0.0005)
         time.sleep(self.random.uniform(0, 0.01))
 
-    def partial(self, name: str) -> set[tuple[str, int]]:
-        """Checkpoints that are being written, or were when a kill came."""
+    def partial(self, name: str, since: float) -> set[str]:
+        """Checkpoints that are being written, without those that an earlier kill left.
+
+        Inodes do not tell them apart: a folder that is made again may get that of the one before it.
+        """
         found = set()
         for path in (self.folder / name / "checkpoints").glob(".step-*.partial"):
             with suppress(OSError):
-                found.add((path.name, path.stat().st_ino))
+                if path.stat().st_mtime >= since:
+                    found.add(path.name)
         return found
+
+    def clear(self, name: str) -> None:
+        """Kill what is left of a start, also what its launcher began just before it died."""
+        deadline = time.monotonic() + 30
+        while left := [process.pid for process in psutil.process_iter() if self.belongs(process, name)]:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"processes of {name} do not end: {left}")
+            kill(left)
+            time.sleep(0.05)
+
+    def belongs(self, process: psutil.Process, name: str) -> bool:
+        try:
+            return f"run.dir={name}" in process.cmdline() and Path(process.cwd()) == self.folder.resolve()
+        except psutil.Error:
+            return False
 
     def step(self, name: str) -> int:
         """The step of the newest checkpoint."""
         return max((int(path.name[5:]) for path in (self.folder / name / "checkpoints").glob("step-*")), default=0)
 
 
-def soak(kills: int, processes: int, seed: int, folder: Path) -> bool:
+def soak(kills: int, processes: int, seed: int, folder: Path, overrides: Sequence[str] = ()) -> bool:
     """Kill so many times; whether every run ended as the one that was left alone did."""
-    job = Soak(folder, processes, seed)
+    job = Soak(folder, processes, seed, overrides)
     job.finish("undisturbed")
     hits: list[Kill] = []
     unequal: list[str] = []
@@ -169,10 +192,11 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path)
-    words = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    words = parser.parse_intermixed_args()
     folder = words.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
-    return 0 if soak(words.kills, words.processes, words.seed, folder) else 1
+    return 0 if soak(words.kills, words.processes, words.seed, folder, words.overrides) else 1
 
 
 if __name__ == "__main__":
