@@ -30,7 +30,8 @@ from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import Job, make_job
 from distprune.training.stopping import Stopped
 
-EXPECTED = (NonFiniteError, MaskMismatchError, WeightMismatchError, DivergedError, CheckpointError)
+# Every rank meets these at the same place.
+EXPECTED = (ConfigError, NonFiniteError, MaskMismatchError, WeightMismatchError, DivergedError, CheckpointError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 STOPPED_EARLY = 75
 
@@ -63,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         report(error)
         return 2
+    except Exception as error:
+        if not is_lost_rank(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        print(f"distprune: rank {_rank()}: another rank ended while the run was prepared: {reason}", file=sys.stderr)
+        return 1
     try:
         return _run(job, folder, checkpoint)
     finally:
@@ -135,7 +142,8 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
     except Stopped as stop:
         logger.info(str(stop))
         if main_process:
-            folder.write_status("preempted", job.trainer.step, steps, str(stop))
+            with suppress(OSError):
+                folder.write_status("preempted", job.trainer.step, steps, str(stop))
             job.trackers.preempt()
             job.trackers.finish(None)
             print(f"distprune: {stop}; the same command goes on", file=sys.stderr)
@@ -189,9 +197,14 @@ def _close_failed(job: Job, folder: RunFolder, error: BaseException) -> None:
     else:
         reason = f"{type(error).__name__}: {error}"
     text = f"rank {rank} at step {step}: {reason}"
-    if not lost:
+    if lost:
+        logger.info("what this rank saw of it", exc_info=error)  # in the log only
+    else:
         job.liveness.fail(reason)
-    logger.error(text, exc_info=not (interrupted or no_room or isinstance(error, EXPECTED)))
+    if isinstance(error, EXPECTED) and not isinstance(error, CheckpointError):
+        with suppress(Exception):
+            job.run_state.settle()
+    logger.error(text, exc_info=not (interrupted or lost or no_room or isinstance(error, EXPECTED)))
     with suppress(OSError):
         if (folder.status() or {}).get("state") == "running":
             folder.write_status("failed", step, job.timetable.steps, text)

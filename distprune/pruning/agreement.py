@@ -18,7 +18,8 @@ class MaskMismatchError(RuntimeError):
 
 
 class WeightMismatchError(RuntimeError):
-    """Replicas hold different weights. Raised on every rank; the message names rank, tensor and step."""
+    """Replicas hold different weights. Raised on every rank; the message names tensor, step and, of more than two
+    replicas, the rank."""
 
 
 class Copies:

@@ -50,10 +50,20 @@ class Trackers:
             tracker.preempt()
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Close every tracker."""
-        for tracker in self._trackers:
-            tracker.finish(summary)
-        self._trackers.clear()
+        """Close every tracker.
+
+        Raises:
+            OSError: of the first that could not write what it held back; all are closed then.
+        """
+        trackers, self._trackers = self._trackers, []
+        failures: list[OSError] = []
+        for tracker in trackers:
+            try:
+                tracker.finish(summary)
+            except OSError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 class JsonLines:
@@ -86,9 +96,10 @@ class JsonLines:
         """
         try:
             self._write()
-        except OSError:
+        except OSError as error:
             if summary is not None:
                 raise
+            logger.warning(f"{self._path}: {error.strerror}; the last figures are lost")
         finally:
             self._file.close()
 

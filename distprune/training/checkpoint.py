@@ -15,13 +15,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -32,10 +34,18 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from distprune.tracking.logs import logger
 
 STATE, MANIFEST, LATEST = "state.json", "manifest.json", "latest"
+NAME = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none of those that are there can be read."""
+
+
+# Other errors of reading, such as those of a network file system, say nothing of the files.
+DAMAGE = (
+    FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, AttributeError, KeyError,
+    CheckpointError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Checkpoints:
         self._keep = keep
         self._group = group
         self._rank = dist.get_rank(group) if group is not None else 0
+        self._passed_over: set[str] = set()
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], marks: Mapping[str, int]
@@ -69,7 +80,7 @@ class Checkpoints:
 
         Args:
             step: of the run.
-            tensors: by name, plain or sharded; of plain ones the first rank's are written.
+            tensors: by name, plain or sharded; what several ranks hold is written by one of them.
             state: JSON values.
             marks: steps whose checkpoints are kept for good, by a name that becomes that of a file which says so.
 
@@ -89,22 +100,23 @@ class Checkpoints:
                 logger.warning(f"{final} is whole, but its folder cannot be tidied: {problem}")
 
     def newest(self, before: int | None = None) -> Checkpoint | None:
-        """The newest whole checkpoint, of a step below `before`, chosen by rank 0.
+        """The newest whole checkpoint, of a step below `before`, chosen by rank 0; None where there is none at all.
 
         Damaged ones are named in its log and passed over.
+
+        Raises:
+            CheckpointError: there are some, but none can be read.
         """
         found: list[Any] = [None]
-        for path in self._all() if self._rank == 0 else []:
+        if self._rank == 0:
             try:
-                state = _verified_state(path)
-            except (OSError, ValueError, TypeError, AttributeError, KeyError, CheckpointError) as error:
-                logger.warning(f"checkpoint {path} is damaged and is passed over: {error}")
-                continue
-            if before is None or state["step"] < before:
-                found = [(path.name, state)]
-                break
+                found = [self._find(before)]
+            except (OSError, CheckpointError) as error:
+                found = [str(error)]
         if self._group is not None:
             dist.broadcast_object_list(found, 0, group=self._group)
+        if isinstance(found[0], str):
+            raise CheckpointError(found[0])
         if found[0] is None:
             return None
         name, state = found[0]
@@ -123,9 +135,37 @@ class Checkpoints:
         if problem:
             raise CheckpointError(f"cannot load {checkpoint.path}: {problem}")
 
+    def _find(self, before: int | None) -> tuple[str, dict[str, Any]] | None:
+        self._recover()
+        for path in self._all():
+            try:
+                state = _verified_state(path)
+            except DAMAGE as error:
+                logger.warning(f"checkpoint {path} is damaged and is passed over: {error}")
+                self._passed_over.add(path.name)
+                continue
+            if before is None or state["step"] < before:
+                return path.name, state
+            self._passed_over.add(path.name)
+        if self._passed_over:
+            raise CheckpointError(
+                f"none of the checkpoints in {self._folder} can be read; remove that folder to begin again"
+            )
+        return None
+
+    def _recover(self) -> None:
+        """Bring back a checkpoint whose replacement was interrupted, or let the old one go."""
+        for old in self._folder.glob(".step-*.replaced"):
+            final = self._folder / old.name[1:].removesuffix(".replaced")
+            if final.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(final)
+
     def _prepare(self, partial: Path) -> None:
         if self._rank == 0:
-            for left in [*self._folder.glob(".step-*.partial"), *self._folder.glob(".step-*.replaced")]:
+            self._recover()
+            for left in self._folder.glob(".step-*.partial"):
                 shutil.rmtree(left)
             partial.mkdir(parents=True)
 
@@ -145,9 +185,11 @@ class Checkpoints:
         replaced = self._folder / f".{final.name}.replaced"
         if final.exists():
             final.rename(replaced)
-        partial.rename(final)
+        try:
+            partial.rename(final)
+        finally:
+            self._recover()
         _sync(self._folder)
-        shutil.rmtree(replaced, ignore_errors=True)
 
     def _point(self, name: str, marks: Mapping[str, int]) -> None:
         if self._rank == 0:
@@ -162,16 +204,17 @@ class Checkpoints:
     def _purge(self, newest: str, marks: Mapping[str, int]) -> None:
         if self._rank > 0:
             return
-        names = {_name(step) for step in marks.values()}
-        # Those of later steps are what was passed over when the run went on.
-        later = [path for path in self._all() if path.name > newest]
-        older = [path for path in self._all() if path.name <= newest and path.name not in names]
-        for path in later + older[self._keep :]:
+        marked = {_name(step) for step in marks.values()}
+        # What was passed over, and what is of later steps than the run has gone on from.
+        useless = [path for path in self._all() if path.name > newest or path.name in self._passed_over - {newest}]
+        older = [path for path in self._all() if path not in useless and path.name not in marked]
+        for path in useless + older[self._keep :]:
             shutil.rmtree(path)
+        self._passed_over.clear()
 
-    def _all(self) -> Iterator[Path]:
+    def _all(self) -> list[Path]:
         """Checkpoints by name, the newest first."""
-        yield from sorted(self._folder.glob("step-*"), reverse=True)
+        return sorted((path for path in self._folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
 
     def _try(self, action: Callable[[], None]) -> str | None:
         """Run `action` on every rank; what went wrong on the first rank where something did, told to all."""
@@ -191,17 +234,25 @@ class Checkpoints:
 
 
 class Writing(threading.Thread):
-    """A save in the background; whatever goes wrong is kept until somebody asks."""
+    """A save in the background; whatever goes wrong is kept until somebody asks.
 
-    def __init__(self, save: Callable[[], None]) -> None:
+    Args:
+        save: is called in a thread of its own.
+        device: the rank's; a new thread would else use the first GPU of its host.
+    """
+
+    def __init__(self, save: Callable[[], None], device: torch.device) -> None:
         super().__init__(name="checkpoint", daemon=True)
         self._save = save
+        self._device = device
         self._error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
         """Save."""
         try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
             self._save()
         except BaseException as error:
             self._error = error

@@ -128,7 +128,7 @@ class Liveness:
             waited = time.monotonic() - self._moved
             if waited > WARN_AT * self._limit and self._moved != warned:
                 warned = self._moved
-                with self._log.open("a", encoding="utf-8") as log:
+                with suppress(OSError), self._log.open("a", encoding="utf-8") as log:
                     faulthandler.dump_traceback(log)
                 logger.warning(
                     f"rank {self._rank} has not moved for {waited:.0f} s after step {self._step}, its stacks "

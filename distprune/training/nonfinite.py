@@ -58,6 +58,7 @@ class LossWatch:
         losses, gradients = self._ranks.gather(bad).T.tolist()
         if not any(losses + gradients):
             return None
+        self._first = torch.full_like(self._first, -1)
         with torch.no_grad():
             for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
                 buffer.copy_(before)

@@ -53,6 +53,7 @@ class RunState:
     ) -> None:
         self._config = config
         self._scaler = accelerator.scaler
+        self._device = accelerator.device
         self._model = model
         self._optimizer = optimizer
         self._pruner = pruner
@@ -61,7 +62,7 @@ class RunState:
         self._failures = 0
         self._marks: dict[str, int] = {}
         self._best: float | None = None
-        self._pending: tuple[Writing, int, dict[str, int], float | None] | None = None
+        self._pending: tuple[Callable[[], None], int, dict[str, int], float | None] | None = None
         self._stager: DefaultStager | None = None
 
     def save(self, step: int, progress: dict[str, Any], final: bool, top1: float | None, wait: bool) -> str | None:
@@ -109,8 +110,8 @@ class RunState:
         background = self._config.checkpoint.background and not wait
         if background:
             tensors = self._staged(tensors)
-        writing = Writing(partial(self._checkpoints.save, step, tensors, state, marks))
-        self._pending = writing, step, marks, best_top1
+        write = partial(self._checkpoints.save, step, tensors, state, marks)
+        self._pending = Writing(write, self._device).result if background else write, step, marks, best_top1
         return problem if background else self.settle()
 
     def is_best(self, final: bool, top1: float | None) -> bool:
@@ -126,10 +127,10 @@ class RunState:
         """
         if self._pending is None:
             return None
-        writing, step, marks, best = self._pending
+        finish, step, marks, best = self._pending
         self._pending = None
         try:
-            writing.result()
+            finish()
         except CheckpointError as error:
             self._failures += 1
             if self._failures >= self._config.checkpoint.max_failures:
@@ -141,12 +142,15 @@ class RunState:
         return None
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint.
+        """The newest whole checkpoint, or None where there is none at all.
 
         Raises:
-            ConfigError: it is of another job; the message lists the settings that differ.
+            ConfigError: it is of another job (the message lists the settings that differ), or none can be read.
         """
-        checkpoint = self._checkpoints.newest()
+        try:
+            checkpoint = self._checkpoints.newest()
+        except CheckpointError as error:
+            raise ConfigError(f"run.dir: {error}") from None
         if checkpoint is not None:
             refuse_another_job(checkpoint.state["config"], self._config)
         return checkpoint
@@ -157,18 +161,16 @@ class RunState:
         Raises:
             CheckpointError: none can be read.
         """
-        found: Checkpoint | None = checkpoint
-        while found is not None:
+        while True:
             try:
-                self._restore(found)
+                self._restore(checkpoint)
             except (CheckpointError, MaskMismatchError, ValueError) as error:
-                logger.warning(f"checkpoint {found.path} is damaged and is passed over: {error}")
-                found = self._checkpoints.newest(before=found.step)
+                logger.warning(f"checkpoint {checkpoint.path} is damaged and is passed over: {error}")
+                before = self._checkpoints.newest(before=checkpoint.step)
+                assert before is not None, "or newest would have raised"
+                checkpoint = before
             else:
-                return found
-        raise CheckpointError(
-            f"none of the checkpoints in {checkpoint.path.parent} can be read; remove the folder to begin again"
-        )
+                return checkpoint
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state

@@ -22,6 +22,8 @@ REASONS = {
 }
 # What a launcher leaves in the environment of the processes it starts.
 LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+# Read at once: it may be gone by the time that data and model are made.
+PARENT = os.getppid()
 SECONDS_BETWEEN, MOST_STEPS_BETWEEN = 0.5, 50
 
 
@@ -43,7 +45,7 @@ class Stopper:
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._group = group
         self._signalled = False
-        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
+        self._launcher = PARENT if any(name in os.environ for name in LAUNCHED) else None
         self._interval, self._steps, self._asked = 1, 0, time.monotonic()
 
     def listen(self) -> None:
@@ -58,9 +60,11 @@ class Stopper:
 
     def reason(self) -> str | None:
         """Why to stop, the same answer on every rank; None to go on. One small all-reduce of CPU memory."""
-        pace = (time.monotonic() - self._asked) / max(self._steps, 1)
-        # In steps, since clocks differ between ranks; doubling at most, since a fast step may precede slow ones.
-        interval = max(1, min(2 * self._interval, MOST_STEPS_BETWEEN, int(SECONDS_BETWEEN / max(pace, 1e-6))))
+        interval = self._interval
+        if self._steps:  # else a batch of an evaluation, which says nothing of the pace of steps
+            pace = (time.monotonic() - self._asked) / self._steps
+            # In steps, since clocks differ between ranks; doubling at most, since a fast step may precede slow ones.
+            interval = max(1, min(2 * self._interval, MOST_STEPS_BETWEEN, int(SECONDS_BETWEEN / max(pace, 1e-6))))
         answer = torch.tensor([self._wish(), -interval])
         if self._group is not None:
             dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._group)

@@ -188,7 +188,12 @@ class Trainer:
                     self.liveness.step(self.step)
                     self._after_step(span)
                     self._save_or_stop(span)
-                elif (skipped := skipped + 1) >= MOST_SKIPPED:
+                    continue
+                skipped += 1
+                self.liveness.moves()
+                if (reason := self.stopper.after_step()) is not None:
+                    self._save(reason)
+                if skipped >= MOST_SKIPPED:
                     raise DivergedError(f"{skipped} steps in a row after step {self.step} were skipped")
         self._log()
         self.run_state.settle()
@@ -196,7 +201,7 @@ class Trainer:
         return self.last
 
     def _train_step(self, task: Task, span: Span, batches: Batches) -> bool:
-        """One optimizer step over the global batch; False where the gradient scaler skipped it."""
+        """One optimizer step over the global batch; False where it was left out: something was not finite."""
         # Drawn anew at every step, what the model draws need not be saved.
         torch.manual_seed(mix(self.seed, self.accelerator.process_index, self.batches_taken))
         self.batches_taken += 1

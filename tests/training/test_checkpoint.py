@@ -89,19 +89,52 @@ def test_a_checkpoint_with_any_damage_is_never_taken(checkpoints, caplog):
     assert checkpoints.newest().step == 2
     shutil.rmtree(checkpoints._folder / "step-00000001")
     (newest / "state.json").unlink()
-    assert checkpoints.newest() is None
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* can be read; remove that folder"):
+        checkpoints.newest()
 
 
 def test_a_folder_renamed_to_another_step_is_not_taken(checkpoints):
+    assert checkpoints.newest() is None
     save(checkpoints, 1)
     (checkpoints._folder / "step-00000001").rename(checkpoints._folder / "step-00000007")
-    assert checkpoints.newest() is None
+    with pytest.raises(CheckpointError):
+        checkpoints.newest()
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_whole_one(checkpoints):
+    save(checkpoints, 20)
+    save(checkpoints, 30)
+    (checkpoints._folder / "step-00000030" / "state.json").write_text("")
+    assert checkpoints.newest().step == 20
+    save(checkpoints, 35)
+    assert names(checkpoints) == ["latest", "step-00000020", "step-00000035"]
+
+
+def test_a_file_system_that_does_not_answer_is_not_damage(checkpoints, monkeypatch):
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+
+    def stale(_):
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("distprune.training.checkpoint._sha256", stale)
+        with pytest.raises(CheckpointError, match="Stale file handle"):
+            checkpoints.newest()
+    assert checkpoints.newest().step == 2
+
+
+def test_a_replacement_that_was_interrupted_is_undone(checkpoints):
+    save(checkpoints, 1)
+    (checkpoints._folder / "step-00000001").rename(checkpoints._folder / ".step-00000001.replaced")
+    assert checkpoints.newest().step == 1
+    assert names(checkpoints) == ["latest", "step-00000001"]
 
 
 def test_a_save_in_the_background_tells_how_it_went():
     go = threading.Event()
     done = []
-    writing = Writing(lambda: done.append(go.wait(10)))
+    writing = Writing(lambda: done.append(go.wait(10)), torch.device("cpu"))
     assert done == []
     go.set()
     writing.result()
@@ -111,4 +144,4 @@ def test_a_save_in_the_background_tells_how_it_went():
         raise CheckpointError("full")
 
     with pytest.raises(CheckpointError, match="full"):
-        Writing(fail).result()
+        Writing(fail, torch.device("cpu")).result()
