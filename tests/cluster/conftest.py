@@ -27,7 +27,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-ReturnToService=2
+ReturnToService=0
 JobRequeue=1
 KillWait=20
 MpiDefault=none
@@ -90,7 +90,7 @@ class Cluster:
         return self.job(number)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A Slurm of two nodes, n1 and n2, of one CPU each."""
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
