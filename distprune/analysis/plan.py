@@ -45,10 +45,10 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     timetable = make_timetable(config, order.steps_per_epoch)
     model = make_model(config, len(train.classes)).to(accelerator.device)
     outputs = check_fit(model, held_out_images.first_images(), len(train.classes), accelerator)
-    rehearse(model, *train_images.first_samples(), len(train.classes), accelerator)
+    images, labels = train_images.first_samples()
+    rehearse(model, images, labels, len(train.classes), accelerator)
     teacher = load_teacher(config, len(train.classes))
     if teacher is not None:
-        images, _ = train_images.first_samples()
         check_teacher(teacher.to(accelerator.device), images, outputs, len(train.classes), accelerator)
     pruner = make_pruner(model, make_optimizer(model, config), timetable, config)
     layers = _pruned_at_once(model, config)

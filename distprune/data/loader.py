@@ -30,7 +30,8 @@ class _Samples(Dataset[Batch]):
     def __getitems__(self, tokens: Sequence[Token]) -> Batch:
         indices = [index for _, index in tokens]
         labels = self._data.labels[indices]
-        labels[torch.tensor([token == _FILLER for token in tokens])] = PADDING
+        if tokens[-1] == _FILLER:  # fillers are the last
+            labels[torch.tensor([token == _FILLER for token in tokens])] = PADDING
         return self._transforms(self._data.images.get(indices), tokens), labels
 
 

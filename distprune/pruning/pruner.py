@@ -196,7 +196,8 @@ class Pruner:
         for name, mask in self.masks.items():
             mask_ops.unpack(packed[name].to(mask.device), mask)
         self._steps_done, self._steps_seen = steps_done, steps_seen
-        self._verify(torch.zeros_like(self._checksums()))
+        self._verified = None
+        self.verify()
         self.mask_weights()
         self._mask_optimizer_state()
 

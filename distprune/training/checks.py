@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distprune.data import ImageData
 from distprune.errors import ConfigError
 from distprune.pruning.prunable import reshard, unwrap
+from distprune.training.buffers import copy_buffers, set_back_buffers
 from distprune.training.liveness import is_lost_rank
 
 MISFITS = (RuntimeError, ValueError, TypeError, AssertionError)
@@ -73,7 +74,7 @@ def rehearse(model: nn.Module, images: Tensor, labels: Tensor, classes: int, acc
     Raises:
         ConfigError: the model cannot be trained on them, or not by DDP.
     """
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    buffers = copy_buffers(model)
     model.train()
     try:
         with accelerator.autocast():
@@ -93,9 +94,7 @@ def rehearse(model: nn.Module, images: Tensor, labels: Tensor, classes: int, acc
             "for which DDP waits in vain; set requires_grad to False, or take them out"
         )
     model.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+    set_back_buffers(model, buffers)
 
 
 def _outputs(logits: object, classes: int, model: nn.Module, key: str, mode: str = "") -> int:

@@ -104,7 +104,7 @@ def limit_waiting(model: nn.Module, others: Iterable[dist.ProcessGroup | None], 
 
 
 def _set_timeout(timeout: timedelta, group: dist.ProcessGroup) -> None:
-    # torch 2.15 gives it a public name.
+    # Newer versions of torch give it a public name.
     public: Any = getattr(dist, "set_timeout", None)
     if public is not None:
         public(timeout, group)

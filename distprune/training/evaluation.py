@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distprune.data import PADDING
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.prunable import reshard
+from distprune.training.buffers import sync_buffers
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,6 @@ class EvalResult:
     top1: float
     loss: float
     samples: int
-
-
-def sync_buffers(model: nn.Module) -> None:
-    """Give all ranks the buffers of rank 0, as DDP does before it trains on: batch norm counts on each rank alone."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
 
 
 def evaluate(

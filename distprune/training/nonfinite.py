@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.shards import local
+from distprune.training.buffers import copy_buffers, set_back_buffers
 
 
 class DivergedError(RuntimeError):
@@ -39,13 +40,15 @@ class LossWatch:
         """A step begins."""
         if self._skip:
             self._bad = torch.zeros_like(self._bad)
-            self._buffers = [buffer.clone() for buffer in self._model.buffers()]
+            self._buffers = copy_buffers(self._model)
 
     def add(self, loss: Tensor, step: int) -> None:
         """Take the loss of a micro-batch of the step that will be number `step`."""
         bad = ~torch.isfinite(loss.detach())
-        self._first = torch.where(bad & (self._first < 0), step, self._first)
-        self._bad = self._bad | bad
+        if self._skip:
+            self._bad = self._bad | bad
+        else:
+            self._first = torch.where(bad & (self._first < 0), step, self._first)
 
     def to_skip(self) -> str | None:
         """What is not finite and on which ranks, the same on all, if the step is to be left out for it.
@@ -58,16 +61,16 @@ class LossWatch:
         losses, gradients = self._ranks.gather(bad).T.tolist()
         if not any(losses + gradients):
             return None
-        self._first = torch.full_like(self._first, -1)
-        with torch.no_grad():
-            for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
-                buffer.copy_(before)
+        set_back_buffers(self._model, self._buffers)
         # The gradient of a loss that is not finite reaches every rank, so the loss tells more.
         what, flags = ("the loss", losses) if any(losses) else ("a gradient", gradients)
         return f"{what} is NaN or infinite on {_on(flags)}"
 
     def where(self) -> str:
-        """Where the loss was first not finite, ranks and step, or "" if it never was. Called on all ranks."""
+        """Where the loss was first not finite, ranks and step; "" if it never was in a step that was not left out.
+
+        Called on all ranks.
+        """
         firsts = self._ranks.gather(self._first.view(1)).view(-1).tolist()
         seen = [first for first in firsts if first >= 0]
         if not seen:

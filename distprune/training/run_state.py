@@ -16,8 +16,8 @@ from distprune.config import Config
 from distprune.errors import ConfigError
 from distprune.pruning import MaskMismatchError, Pruner
 from distprune.tracking.logs import logger
+from distprune.training.buffers import sync_buffers
 from distprune.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, Writing
-from distprune.training.evaluation import sync_buffers
 from distprune.training.nonfinite import refuse_nonfinite
 
 # What may change between the starts of one run. All else decides what comes out of it.
@@ -86,7 +86,7 @@ class RunState:
         self._pruner.verify()
         sync_buffers(self._model)
         masks = self._pruner.state_dict()
-        trained = self._parameters_and_optimizer()
+        trained = self._trained()
         refuse_nonfinite(trained, step)
         marks, best_top1 = dict(self._marks), self._best
         if self.is_best(final, top1):
@@ -106,7 +106,7 @@ class RunState:
             "best_top1": best_top1,
             "tracker_id": self._tracker_id(),
         }
-        tensors = self._tensors(masks["masks"])
+        tensors = self._tensors(trained, masks["masks"])
         background = self._config.checkpoint.background and not wait
         if background:
             tensors = self._staged(tensors)
@@ -176,7 +176,7 @@ class RunState:
         state = checkpoint.state
         masks = self._pruner.state_dict()["masks"]
         self._materialize_optimizer_state(set(state["optimized"]))
-        self._checkpoints.load(checkpoint, self._tensors(masks))
+        self._checkpoints.load(checkpoint, self._tensors(self._trained(), masks))
         self._pruner.load_state_dict({**state["pruner"], "masks": masks})
         if (self._pruner.mask_digest, self._pruner.zeros) != (state["mask_digest"], state["zeros"]):
             raise CheckpointError("its masks are not those that were saved")
@@ -191,13 +191,13 @@ class RunState:
             self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
         return cast(dict[str, Tensor], self._stager.stage(tensors))
 
-    def _tensors(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every tensor of the run by name; those of model and optimizer are the very ones in use."""
+    def _tensors(self, trained: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every tensor of the run by name: what is trained, buffers, and masks."""
         tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
-        tensors |= self._parameters_and_optimizer()
-        return tensors | {f"mask.{name}": value for name, value in masks.items()}
+        return tensors | trained | {f"mask.{name}": value for name, value in masks.items()}
 
-    def _parameters_and_optimizer(self) -> dict[str, Tensor]:
+    def _trained(self) -> dict[str, Tensor]:
+        """Parameters and optimizer state by name, the very ones in use."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._model.named_parameters():
             tensors[f"model.{name}"] = parameter.detach()

@@ -173,13 +173,14 @@ def make_job(config: Config, folder: RunFolder) -> Job:
     outputs = check_fit(bare, held_out.first_images(), classes, accelerator)
     eval_batches = held_out.eval_batches()
     model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
-    rehearse(model, *train.first_samples(), classes, accelerator)
+    images, labels = train.first_samples()
+    rehearse(model, images, labels, classes, accelerator)
     if config.run.compile:
         bare.compile()
     pruner = make_pruner(model, optimizer, timetable, config)
     tasks = Tasks(config, model, pruner, classes, accelerator, folder)
     if tasks.teacher is not None:
-        check_teacher(tasks.teacher, train.first_samples()[0], outputs, classes, accelerator)
+        check_teacher(tasks.teacher, images, outputs, classes, accelerator)
     trackers = Trackers()
     for_stopping, for_saving = (side_group(config.integrity.start_timeout) for _ in range(2))
     stopper = Stopper(folder.stop_file, config.run.max_minutes, for_stopping)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -31,12 +32,9 @@ def small_disk(tmp_path):
 
 
 def fill(folder):
-    with (folder / "of somebody else").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"0" * 4096)
-        except OSError:
-            pass
+    with suppress(OSError), (folder / "of somebody else").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
 
 
 def when(condition, act):
