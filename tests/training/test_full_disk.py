@@ -87,7 +87,11 @@ def test_after_so_many_failed_saves_the_run_ends_and_goes_on_when_there_is_room(
     disk = small_disk(folder / "checkpoints")
 
     def remount(options):
-        subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+        command = ["mount", "-o", f"remount,{options}", str(disk)]
+        end = time.monotonic() + 30
+        while subprocess.run(command, check=False, capture_output=True).returncode:  # busy while a file is written
+            assert time.monotonic() < end, command
+            time.sleep(0.001)
 
     harm = when(reached(folder, 100), (lambda: fill(disk)) if fault == "full" else (lambda: remount("ro")))
     code, output = start(0, "run.dir=run", once=harm, send=signal.SIGCONT)
