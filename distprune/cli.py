@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,14 @@ OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "section.key=value", "help
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 the command line or configuration is wrong."""
     parser = _parser()
-    words = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    words, rest = parser.parse_known_args(argv)
+    # argparse takes overrides only where they stand in one piece.
+    if rest and ("overrides" not in words or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        words.overrides += rest
+    words.typed = argv[1:]
     return int(words.run(words))
 
 
@@ -37,9 +45,36 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
 
     evaluate = commands.add_parser("evaluate", help="count the accuracy of a run's weights, or a configuration's")
-    evaluate.add_argument("target", help="a run folder, or a YAML file whose model.weights are evaluated")
+    evaluate.add_argument(
+        "config", metavar="target", help="a run folder, or a YAML file whose model.weights are evaluated"
+    )
     evaluate.add_argument("overrides", **OVERRIDES)
     evaluate.set_defaults(run=_evaluate)
+
+    prepare = commands.add_parser("prepare", help="fetch a run's data and weights ahead, where there is a network")
+    prepare.add_argument("config", help="a YAML file, see configs/")
+    prepare.add_argument("overrides", **OVERRIDES)
+    prepare.set_defaults(run=_prepare)
+
+    slurm = commands.add_parser("slurm", help="check a run and print its batch script, or submit it")
+    slurm.add_argument("config", help="a YAML file, see configs/")
+    slurm.add_argument("overrides", **OVERRIDES)
+    slurm.add_argument("--nodes", default="1", metavar="N", help="nodes, or a range such as 1-4 (default 1)")
+    slurm.add_argument("--gpus-per-node", type=int, default=0, metavar="G", help="and so many processes (default 0)")
+    slurm.add_argument("--processes-per-node", type=int, metavar="P", help="on nodes without GPUs (default 1)")
+    slurm.add_argument("--cpus-per-task", type=int, metavar="C", help="per node (default: 1 + data.workers a process)")
+    slurm.add_argument("--time", default="24:00:00", metavar="T", help="of one start; the job requeues itself")
+    slurm.add_argument("--partition", metavar="P")
+    slurm.add_argument("--account", metavar="A")
+    slurm.add_argument("--name", help="of the job (default: that of the file)")
+    slurm.add_argument("--array", metavar="TABLE", help="a table such as configs/grid.yaml, a task per combination")
+    slurm.add_argument("--at-once", type=int, metavar="N", help="tasks of the array that may run at a time")
+    slurm.add_argument("--launch", default="launch/multi_node.yaml", metavar="FILE", help="accelerate's configuration")
+    slurm.add_argument("--container", metavar="IMAGE", help="run in a container, by pyxis")
+    slurm.add_argument("--mounts", metavar="SRC:DST,...", help="of the container (default: the current folder)")
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another option for sbatch")
+    slurm.add_argument("--submit", action="store_true", help="submit it")
+    slurm.set_defaults(run=_slurm)
     return parser
 
 
@@ -58,23 +93,40 @@ def _train(words: argparse.Namespace) -> int:
 def _plan(words: argparse.Namespace) -> int:
     from distprune.analysis.plan import print_plan
 
-    return _answer(lambda: print_plan(words.config, words.overrides))
+    return _answer(lambda: print_plan(words.config, words.overrides), words)
 
 
 def _evaluate(words: argparse.Namespace) -> int:
     from distprune.analysis.evaluate import print_evaluation
 
-    return _answer(lambda: print_evaluation(words.target, words.overrides))
+    return _answer(lambda: print_evaluation(words.config, words.overrides), words)
 
 
-def _answer(command: Callable[[], None]) -> int:
+def _prepare(words: argparse.Namespace) -> int:
+    from distprune.cluster.prepare import prepare
+
+    return _answer(lambda: prepare(words.config, words.overrides), words)
+
+
+def _slurm(words: argparse.Namespace) -> int:
+    from distprune.cluster.submit import SubmitError, slurm
+
+    try:
+        return _answer(lambda: slurm(words), words)
+    except SubmitError as error:
+        print(f"distprune: {error}", file=sys.stderr)
+        return 1
+
+
+def _answer(command: Callable[[], None], words: argparse.Namespace) -> int:
     """Run a command that prints its answer; what is wrong with its input goes to stderr."""
-    from distprune.errors import ConfigError
+    from distprune.errors import ConfigError, remedy
 
     try:
         command()
     except ConfigError as error:
-        print(f"distprune: {error}", file=sys.stderr)
+        config = f"{words.config}/config.yaml" if os.path.isdir(words.config) else words.config
+        print(f"distprune: {error}{remedy(error, [config, *words.overrides])}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+
 
 class ConfigError(ValueError):
     """The command line, the configuration or what it names is wrong. Ends a command with exit code 2.
@@ -16,3 +19,20 @@ class ConfigError(ValueError):
         count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
         head = f"{source}: {count}" if source else count
         super().__init__("\n".join([head, *(f"  - {fault}" for fault in faults)]))
+
+
+class MissingError(ConfigError):
+    """Data or weights that `distprune prepare` fetches are not here, and nothing may be fetched now."""
+
+
+def remedy(error: ConfigError, words: Sequence[str]) -> str:
+    """The line that says which command fetches what is missing, or nothing.
+
+    Args:
+        error: what ended a command.
+        words: configuration and overrides of that command.
+    """
+    if not isinstance(error, MissingError):
+        return ""
+    command = shlex.join(["distprune", "prepare", *words])
+    return f"\nWhere there is a network, with the same HF_HOME and DISTPRUNE_CACHE, this fetches it: {command}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import socket
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -17,13 +17,16 @@ import yaml
 
 from distprune.analysis.tables import print_summary
 from distprune.config import dump_config, load_config
-from distprune.errors import ConfigError
+from distprune.errors import ConfigError, remedy
 from distprune.pruning import MaskMismatchError, NonFiniteError, WeightMismatchError
 from distprune.tracking import JsonLines, Progress
 from distprune.tracking.logs import log_to_file, logger
 from distprune.training.checkpoint import Checkpoint, CheckpointError
+from distprune.training.devices import make_accelerator
+from distprune.training.hosts import host, slurm_job
 from distprune.training.liveness import is_lost_rank
 from distprune.training.nonfinite import DivergedError
+from distprune.training.preflight import Preflight, PreflightError
 from distprune.training.results import summarize, versions, write_tensors
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
@@ -57,13 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "Choose another run.dir for a new run."
                 )
             return 0
-        job = make_job(config, folder)
+        preflight = Preflight(folder.path, config.run.device == "cpu", config.integrity.start_timeout)
+        preflight.meet()
+        accelerator = make_accelerator(config)
+        preflight.try_links(accelerator.device)
+        job = make_job(config, folder, accelerator)
         _claim(folder)
         log_to_file(folder.logs, job.accelerator.process_index)
         checkpoint = job.run_state.newest()
     except ConfigError as error:
-        report(error)
+        report(f"{error}{remedy(error, [words.config, *words.overrides])}")
         return 2
+    except PreflightError as error:
+        report(str(error))
+        _leave(1)
     except Exception as error:
         if not is_lost_rank(error):
             raise
@@ -71,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"distprune: rank {_rank()}: another rank ended while the run was prepared: {reason}", file=sys.stderr)
         return 1
     try:
+        preflight.log()
         return _run(job, folder, checkpoint)
     finally:
         job.liveness.stop()
@@ -79,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dist.destroy_process_group()
 
 
-def report(error: ConfigError) -> None:
+def report(error: str) -> None:
     """Print what is wrong, once for all ranks."""
     if _rank() > 0:
         # Rank 0 has most likely met the same and the launcher is ending us. If not, this fault is ours alone.
@@ -109,7 +120,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
     try:
         if main_process:
             folder.write_status("running", 0 if checkpoint is None else checkpoint.step, steps)
-        logger.info(f"{socket.gethostname()}, {job.accelerator.device}, process {os.getpid()}, {versions()}")
+        logger.info(f"{host()}, {job.accelerator.device}, process {os.getpid()}, {versions()}")
         if checkpoint is not None:
             checkpoint = job.run_state.restore(checkpoint)
             logger.info(f"going on from {checkpoint.path}")
@@ -147,6 +158,9 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
             job.trackers.preempt()
             job.trackers.finish(None)
             print(f"distprune: {stop}; the same command goes on", file=sys.stderr)
+        with suppress(Exception):
+            # A launcher whose ranks have ended may end the others, while rank 0 still closes its trackers.
+            job.accelerator.wait_for_everyone()
         return STOPPED_EARLY
     except BaseException as error:
         _close_failed(job, folder, error)
@@ -157,7 +171,7 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     """Write what is known at the start, and let trackers take figures."""
     begin = job.trainer.step
     if checkpoint is None:
-        folder.clear()
+        folder.clear(dump_config(job.config))
     else:
         progress_then, tracker_id = checkpoint.state["progress"], checkpoint.state["tracker_id"]
         folder.go_back_to(begin, with_step=not (progress_then["row"] or progress_then["evaluating"]))
@@ -165,13 +179,13 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
             folder.write_text(folder.wandb_id.name, tracker_id)
     folder.write_text(folder.config.name, dump_config(job.config))
     progress = Progress(job.timetable.steps, begin)
-    job.trackers.add(JsonLines(folder.metrics))
-    job.trackers.add(progress)
     if job.config.tracking.wandb.mode != "disabled":
         from distprune.tracking.wandb import WandbTracker
 
-        context = {"world_size": job.accelerator.num_processes, "versions": versions()}
+        context = {"world_size": job.accelerator.num_processes, "versions": versions(), "slurm": slurm_job() or None}
         job.trackers.add(WandbTracker(job.config.tracking.wandb, folder.path, {**job.config.model_dump(), **context}))
+    job.trackers.add(JsonLines(folder.metrics))
+    job.trackers.add(progress)
     device = torch.cuda.get_device_name() if job.accelerator.device.type == "cuda" else job.accelerator.device.type
     progress.say(
         f"{job.config.model.name}: {job.pruner.weights:,} prunable weights, to sparsity {job.config.prune.sparsity:g} "
@@ -211,6 +225,13 @@ def _close_failed(job: Job, folder: RunFolder, error: BaseException) -> None:
     if rank > 0:
         print(f"distprune: {text}", file=sys.stderr)
     job.trackers.finish(None)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without waiting for threads that wait for other ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _rank() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -29,19 +30,49 @@ FEW_WEIGHTS = 10
 SHOWN_UPDATES = 8
 
 
-def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
-    """Print the resolved configuration, the steps, the schedule, the sparsity of each layer, and warnings.
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    config: Config
+    timetable: Timetable
+    steps_per_epoch: int
+    images: tuple[int, int]
+    """In the training and in the evaluation split."""
+    classes: int
+    weights: int
+    """That can be pruned."""
+    left_out: dict[str, str]
+    """Why parameters stay dense."""
+    layers: dict[str, LayerSparsity]
+    """If the starting weights were pruned at once."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is probably not meant."""
+        return [*self.timetable.warnings, *_doubts(self.config, self.layers, self.timetable)]
+
+
+def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, elsewhere: bool = False) -> Plan:
+    """Make everything a run is made of, and try it on two images.
+
+    Args:
+        path, overrides: see `load_config`.
+        world_size: on how many ranks it will run.
+        elsewhere: whether it will run on other machines than this, so that a GPU which it needs is not missed here.
 
     Raises:
         ConfigError: what would stop the run before its first step.
     """
     config = load_config(path, overrides)
-    accelerator = make_accelerator(config)
+    if elsewhere:
+        here = config.model_copy(update={"run": config.run.model_copy(update={"precision": "fp32"})})
+    accelerator = make_accelerator(here if elsewhere else config)
     train_images = Images(config, config.data.train_split, accelerator)
     held_out_images = Images(config, config.data.eval_split, accelerator)
     train, held_out = train_images.data, held_out_images.data
     check_labels(train, held_out, config.data.eval_split)
-    order = make_order(config, len(train), world_size=1)
+    order = make_order(config, len(train), world_size)
     timetable = make_timetable(config, order.steps_per_epoch)
     model = make_model(config, len(train.classes)).to(accelerator.device)
     outputs = check_fit(model, held_out_images.first_images(), len(train.classes), accelerator)
@@ -51,18 +82,35 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     if teacher is not None:
         check_teacher(teacher.to(accelerator.device), images, outputs, len(train.classes), accelerator)
     pruner = make_pruner(model, make_optimizer(model, config), timetable, config)
-    layers = _pruned_at_once(model, config)
+    return Plan(
+        config,
+        timetable,
+        order.steps_per_epoch,
+        (len(train), len(held_out)),
+        len(train.classes),
+        pruner.weights,
+        dict(pruner.left_out),
+        _pruned_at_once(model, config),
+    )
 
+
+def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
+    """Print the resolved configuration, the steps, the schedule, the sparsity of each layer, and warnings.
+
+    Raises:
+        ConfigError: what would stop the run before its first step.
+    """
+    plan = make_plan(path, overrides)
     console = Console(highlight=False)
-    console.print(dump_config(config), markup=False)
-    console.print(f"{len(train):,} training and {len(held_out):,} evaluation images, {len(train.classes)} classes")
-    console.print(_phase_table(timetable, order.steps_per_epoch))
-    if config.prune.sparsity > 0:
-        console.print(_schedule_table(timetable, pruner.weights))
-        console.print(_layer_table(layers, config))
-    for name, reason in pruner.left_out.items():
+    console.print(dump_config(plan.config), markup=False)
+    console.print(f"{plan.images[0]:,} training and {plan.images[1]:,} evaluation images, {plan.classes} classes")
+    console.print(_phase_table(plan.timetable, plan.steps_per_epoch))
+    if plan.config.prune.sparsity > 0:
+        console.print(_schedule_table(plan.timetable, plan.weights))
+        console.print(_layer_table(plan.layers, plan.config))
+    for name, reason in plan.left_out.items():
         console.print(f"left dense: {name}, {reason}", markup=False)
-    for warning in (*timetable.warnings, *_doubts(config, layers, timetable)):
+    for warning in plan.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow")
 
 

@@ -37,7 +37,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: lists every unknown key, wrong value and impossible combination.
     """
-    values, lines, faults = _read(Path(path))
+    expected = "a configuration is a mapping of sections such as model, data, prune"
+    values, lines, faults = read_mapping(Path(path), "the configuration", expected)
     faults += [fault for word in overrides if (fault := _override(values, lines, word))]
     config, wrong = None, set[str]()
     while config is None:
@@ -71,22 +72,34 @@ def json_schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int], list[str]]:
-    """The file's values, the line of each dotted key, and keys that are given twice."""
+def read_mapping(path: Path, what: str, expected: str) -> tuple[dict[str, Any], dict[str, int], list[str]]:
+    """Read a YAML file.
+
+    Args:
+        path: the file.
+        what: what it is, for the message where it cannot be read.
+        expected: what to say where it holds no mapping.
+
+    Returns:
+        Its values, the line of each dotted key, and faults: keys that are given twice.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         near = difflib.get_close_matches(path.name, _siblings(path), n=1)
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"cannot read the configuration {path}: {reason}{hint}") from None
+        raise ConfigError(f"cannot read {what} {path}: {reason}{hint}") from None
     try:
         tree = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {error}".replace("\n", " "), source=str(path)) from None
     if not isinstance(values, dict):
-        raise ConfigError("a configuration is a mapping of sections such as model, data, prune", source=str(path))
+        raise ConfigError(expected, source=str(path))
     lines: dict[str, int] = {}
     twice, again = [], set[str]()
     for key, line in _key_lines(tree):

@@ -47,7 +47,7 @@ class Model(Section):
     args: dict[str, Any] = {}
     """Keyword arguments of the constructor. num_classes is filled in from the data where the model takes it."""
     weights: str | None = None
-    """Initial weights: .safetensors, or a file for torch.load(weights_only=True)."""
+    """Initial weights: .safetensors or a file for torch.load(weights_only=True), an https address, torchvision:NAME."""
     channels_last: bool = False
     """Keep convolution weights and images in channels_last memory format."""
 
@@ -197,7 +197,7 @@ class Teacher(Section):
     """A trained network to learn from."""
 
     weights: str
-    """Its weights."""
+    """Its weights, as model.weights."""
     name: str | None = None
     """Its model; default: the student's."""
     args: dict[str, Any] = {}
@@ -259,7 +259,7 @@ class Wandb(Section):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where an API key is found, else offline; disabled does not import wandb."""
+    """auto: online where there are an API key and a network, else offline; disabled does not import wandb."""
     project: str = "distprune"
     """Project."""
     entity: str | None = None

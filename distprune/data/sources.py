@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distprune.cache import is_offline
 from distprune.config.schema import Data
 from distprune.data.storage import Store, open_store
-from distprune.errors import ConfigError
+from distprune.errors import ConfigError, MissingError
 
 DIGITS_TEST_IMAGES = 360
 
@@ -75,7 +76,8 @@ def _load(config: Data, split: str) -> datasets.Dataset:
         return datasets.load_dataset(**where, split=split)
     except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ConfigError(f"data: cannot load split {split!r} of {config.source} {config.path}: {reason}") from error
+        fault = f"data: cannot load split {split!r} of {config.source} {config.path}: {reason}"
+        raise (MissingError if config.source == "hub" and is_offline() else ConfigError)(fault) from error
 
 
 def _digits(split: str) -> datasets.Dataset:

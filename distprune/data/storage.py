@@ -17,6 +17,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from distprune.cache import cache_folder
 from distprune.config.schema import Data
 from distprune.errors import ConfigError
 
@@ -96,8 +97,7 @@ def open_store(table: datasets.Dataset, config: Data) -> Store:
 
 
 def _cache_folder(config: Data) -> Path:
-    folder = config.cache_dir or os.environ.get("DISTPRUNE_CACHE") or "~/.cache/distprune"
-    return Path(folder).expanduser()
+    return cache_folder() if config.cache_dir is None else Path(config.cache_dir).expanduser()
 
 
 def _decode_to_file(

@@ -1,33 +1,40 @@
-"""Trained weights from files into models, checked key by key. Nothing is unpickled."""
+"""Trained weights from files and addresses into models, checked key by key. Nothing is unpickled."""
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distprune.errors import ConfigError
+from distprune.cache import cache_folder, is_offline
+from distprune.errors import ConfigError, MissingError
 
 ENVELOPES = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.")
 LISTED = 8
 
 
-def load_weights(model: nn.Module, path: str, key: str = "model.weights") -> None:
+def load_weights(model: nn.Module, source: str, key: str = "model.weights") -> None:
     """Fill `model` from a .safetensors file, or from one that `torch.load(weights_only=True)` reads.
 
-    Envelopes (`state_dict`, `model`) and the prefixes of DDP and torch.compile are taken off.
+    `source` is what `local_file` takes. Envelopes (`state_dict`, `model`) and the prefixes of DDP and torch.compile are
+    taken off.
 
     Raises:
         ConfigError: the file cannot be read, or keys or shapes do not fit; lists them. The model is unchanged.
+        MissingError: see `local_file`.
     """
     own = model.state_dict()
-    state = _strip(_read(Path(path).expanduser(), key), own)
+    path = local_file(source, key)
+    state = _strip(_read(path, key), own)
     # A counter that checkpoints of old torch versions lack and that inference does not read.
     state = {n: own[n] for n in own if n.endswith("num_batches_tracked")} | state
     missing = sorted(own.keys() - state.keys())
@@ -45,6 +52,45 @@ def load_weights(model: nn.Module, path: str, key: str = "model.weights") -> Non
     if faults:
         raise ConfigError(f"{key}: {path} does not fit {type(model).__name__}; {'; '.join(faults)}")
     model.load_state_dict(state)
+
+
+def local_file(source: str, key: str) -> Path:
+    """The file of `source`: a path, an https:// address, or torchvision:NAME such as ResNet50_Weights.IMAGENET1K_V1.
+
+    What comes from the network is fetched once into the cache, by one process while others wait, and compared with
+    the hash in its name where that has one (resnet50-0676ba61.pth).
+
+    Raises:
+        ConfigError: torchvision has no such weights, or they cannot be fetched.
+        MissingError: they are not in the cache, and HF_HUB_OFFLINE forbids to fetch them.
+    """
+    url = _torchvision_url(source.partition(":")[2], key) if source.startswith("torchvision:") else source
+    if not url.startswith(("https://", "http://")):
+        return Path(source).expanduser()
+    folder = cache_folder() / "weights"
+    path = folder / Path(urlsplit(url).path).name
+    if path.exists():
+        return path
+    if is_offline():
+        raise MissingError(f"{key}: {url} is not in {folder}, and HF_HUB_OFFLINE forbids to fetch it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{path.name}.lock"):
+            if not path.exists():
+                mark = re.search(r"-([0-9a-f]{8,})\.", path.name)
+                torch.hub.download_url_to_file(url, str(path), mark[1] if mark else None, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{key}: cannot fetch {url}: {error}") from None
+    return path
+
+
+def _torchvision_url(name: str, key: str) -> str:
+    from torchvision.models import get_weight
+
+    try:
+        return str(get_weight(name).url)
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ConfigError(f"{key}: torchvision has no weights {name!r}: {error}") from None
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import netrc
 import os
 import secrets
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies
 
 import wandb
 
 from distprune.config.schema import Wandb
+from distprune.tracking.logs import logger
 from distprune.tracking.tracker import Row
+from distprune.tracking.wandb_file import last_step
 
 BEST = {"eval/top1": "max", "eval/loss": "min"}
+SECONDS_TO_CONNECT = 3.0
 
 
 class WandbTracker:
     """One W&B run per run folder, its id kept in the folder before W&B hears of it.
 
     The x-axis of every metric is trainer/step, which travels as a metric: W&B's own step counts log calls, and
-    drops rows where it would fall.
+    drops rows where it would fall. A run that goes on repeats the steps since its last checkpoint, and a process that
+    was killed may not have handed on the last it logged: steps that W&B's files hold already are left out, and those
+    that are only in metrics.jsonl are caught up with, so that all files of a run in order hold each step once.
 
     Args:
         settings: the section tracking.wandb.
-        folder: the run folder.
+        folder: the run folder, with metrics.jsonl up to where the run goes on.
         config: the resolved configuration, and what else is to be kept beside it.
     """
 
     def __init__(self, settings: Wandb, folder: Path, config: Mapping[str, Any]) -> None:
         id_file = folder / "wandb_id"
-        if not id_file.exists() or not id_file.read_text():
-            id_file.write_text(secrets.token_hex(4))
+        known = id_file.read_text() if id_file.exists() else ""
+        run_id = _run_id(known)
+        if run_id != known:
+            id_file.write_text(run_id)
+        self._folder = folder
+        self._last = last_step(folder, run_id)
         self._run = wandb.init(
             mode=_mode(settings),
             project=settings.project,
@@ -42,7 +54,7 @@ class WandbTracker:
             group=settings.group,
             job_type=settings.job_type,
             tags=settings.tags,
-            id=id_file.read_text(),
+            id=run_id,
             resume="allow",
             dir=folder,
             config=dict(config),
@@ -52,10 +64,14 @@ class WandbTracker:
         self._run.define_metric("*", step_metric="trainer/step")
         for name, summary in BEST.items():
             self._run.define_metric(name, step_metric="trainer/step", summary=f"{summary},last")
+        metrics = folder / "metrics.jsonl"
+        for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
+            self.log(json.loads(line))
 
     def log(self, row: Row) -> None:
-        """Log one row."""
-        self._run.log(dict(row))
+        """Log one row, unless W&B has its step."""
+        if row["trainer/step"] > self._last:
+            self._run.log(dict(row))
 
     def preempt(self) -> None:
         """Say that the run was stopped and will go on."""
@@ -67,20 +83,51 @@ class WandbTracker:
             for name, value in summary.items():
                 self._run.summary[name] = value
         self._run.finish(exit_code=0 if summary is not None else 1)
+        if self._run.offline:
+            print(f"W&B was offline; to upload: wandb sync {self._folder}/wandb/offline-run-*-{self._run.id}")
+
+
+def _run_id(known: str) -> str:
+    """The id of the trial where a W&B agent started us, since wandb.init heeds no other; else `known`, or a new one."""
+    trial = os.environ.get("WANDB_RUN_ID") if _in_sweep() else None
+    return trial or known or secrets.token_hex(4)
 
 
 def _mode(settings: Wandb) -> Any:
     if settings.mode != "auto":
         return settings.mode
-    return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    if chosen := os.environ.get("WANDB_MODE"):
+        return chosen
+    return "online" if _in_sweep() or (_has_key() and _is_reachable()) else "offline"
+
+
+def _in_sweep() -> bool:
+    """Whether a W&B agent started us, which has logged in, by whatever means."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
 def _has_key() -> bool:
     """Whether `wandb login` or the environment left an API key; looking does not need the network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(_server().hostname or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _is_reachable() -> bool:
+    """Whether W&B, or the proxy on the way to it, takes connections; compute nodes often have no network."""
+    server = _server()
+    way = urlsplit(getproxies().get(server.scheme, "")) if server.scheme in getproxies() else server
+    try:
+        port = way.port or (80 if way.scheme == "http" else 443)
+        socket.create_connection((way.hostname or "", port), SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        logger.warning(f"W&B cannot be reached at {way.hostname} ({error}); it is kept offline")
+        return False
+    return True
+
+
+def _server() -> SplitResult:
+    return urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from distprune.config import Config
 from distprune.errors import ConfigError
+from distprune.training.hosts import host
 
 USE_MESH = "ACCELERATE_USE_PARALLELISM_CONFIG"
 
@@ -39,7 +40,7 @@ def make_accelerator(config: Config) -> Accelerator:
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not cpu and torch.cuda.is_available() and local_ranks > gpus:
         raise ConfigError(
-            f"{local_ranks} processes were launched on this host, which has {gpus} GPUs; lower --num_processes, or set "
+            f"{local_ranks} processes were launched on {host()}, which has {gpus} GPUs; lower --num_processes, or set "
             "run.device=cpu"
         )
     if cpu and config.run.precision == "fp16":

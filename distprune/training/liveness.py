@@ -8,7 +8,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,10 +18,20 @@ from typing import Any
 import torch.distributed as dist
 
 from distprune.tracking.logs import log_path, logger
+from distprune.training.hosts import host
 
 # What gloo and NCCL say of ranks that do not answer. Their errors have no class of their own.
-LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket")
+LOST = (
+    "gloo",
+    "NCCL",
+    "Application timeout caused pair closure",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket",
+)
 WARN_AT = 0.75
+NAMED = 8
 
 
 class Liveness:
@@ -117,8 +126,10 @@ class Liveness:
                 if self._rank not in silent  # else heartbeats cannot be written here, and say nothing
             ]
         if not found:
-            steps = {rank: _step(beat) for rank, beat in after.items()}
-            found = [f"every rank is alive; they are at steps {steps}, and their stacks are in the logs"]
+            found = [
+                f"every rank is alive ({_places(after)}), so the network between them is cut, or one of them is stuck; "
+                "check the link and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, and the stacks in the logs"
+            ]
         return "; ".join(found)
 
     def _watch(self) -> None:
@@ -138,7 +149,7 @@ class Liveness:
     def _beat(self) -> None:
         beat = {
             "rank": self._rank,
-            "host": socket.gethostname(),
+            "host": host(),
             "pid": os.getpid(),
             "step": self._step,
             "time": time.time(),
@@ -171,6 +182,13 @@ def _failed(beats: dict[int, dict[str, Any]]) -> list[str]:
 
 def _name(rank: int, beat: dict[str, Any] | None) -> str:
     return f"rank {rank}" + (f" ({beat['host']}, process {beat['pid']})" if beat else "")
+
+
+def _places(beats: dict[int, dict[str, Any]]) -> str:
+    """Where each rank is; of many, those that are furthest behind."""
+    behind = sorted(beats, key=lambda rank: (_step(beats[rank]), rank))
+    more = [f"{len(behind) - NAMED} more"] if len(behind) > NAMED else []
+    return ", ".join([f"{_name(rank, beats[rank])} after step {_step(beats[rank])}" for rank in behind[:NAMED]] + more)
 
 
 def _step(beat: dict[str, Any] | None) -> int:

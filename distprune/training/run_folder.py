@@ -112,10 +112,12 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"run.dir: cannot write to {self.path}: {error.strerror}") from None
 
-    def clear(self) -> None:
-        """Delete what a start left that wrote no checkpoint to go on from."""
+    def clear(self, config: str) -> None:
+        """Delete what a start left that wrote no checkpoint; for the same `config` its id at W&B stays."""
+        same = self.config.exists() and self.config.read_text(encoding="utf-8") == config
         for name in OF_ONE_RUN:
-            (self.path / name).unlink(missing_ok=True)
+            if not (same and name == self.wandb_id.name):
+                (self.path / name).unlink(missing_ok=True)
 
     def go_back_to(self, step: int, with_step: bool) -> None:
         """Drop logged steps behind `step`, and that itself unless `with_step`: they will be logged again."""

@@ -22,7 +22,7 @@ from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
 from distprune.training.checks import check_fit, check_labels, check_teacher, rehearse
-from distprune.training.devices import is_sharded, limit_waiting, make_accelerator, shard, side_group
+from distprune.training.devices import is_sharded, limit_waiting, shard, side_group
 from distprune.training.evaluation import EvalResult, evaluate
 from distprune.training.images import Images
 from distprune.training.liveness import Liveness
@@ -149,13 +149,12 @@ class Job:
     liveness: Liveness
 
 
-def make_job(config: Config, folder: RunFolder) -> Job:
+def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job:
     """Make the objects of a run that is to write to `folder`.
 
     Raises:
         ConfigError: something the configuration names is missing or does not fit.
     """
-    accelerator = make_accelerator(config)
     train = Images(config, config.data.train_split, accelerator)
     held_out = Images(config, config.data.eval_split, accelerator)
     check_labels(train.data, held_out.data, config.data.eval_split)

@@ -69,6 +69,13 @@ class Cluster:
         self.wait_until_idle()
         return self.call("sbatch", "--parsable", *words, cwd=folder)
 
+    def wait_until_gone(self, number, timeout=180):
+        """Wait until the queue holds nothing of a job."""
+        deadline = time.monotonic() + timeout
+        while self.call("squeue", "-h", f"--jobs={number}", check=False):
+            assert time.monotonic() < deadline, self.call("squeue")
+            time.sleep(0.5)
+
     def job(self, number):
         """What Slurm says of a job, by name."""
         words = self.call("scontrol", "show", "job", number).split()
@@ -81,6 +88,7 @@ class Cluster:
             job = self.job(number)
             assert time.monotonic() < deadline, job
             if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
+                time.sleep(3)  # a start within the second of the requeue finds its credential revoked
                 self.call("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
             time.sleep(0.1)
 

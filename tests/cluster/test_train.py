@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.jobs import DIGITS, ROOT, read_json, read_rows
+from tests.tracking.files import segments, steps
 from tests.training.runs import JOB, reached, whole
 
-LONG = (*JOB, "phases.dense.epochs=30", "phases.prune.epochs=20", "phases.finetune.epochs=20")
+# About half a minute, so that the warning before a time limit of 2 minutes comes before the end.
+LONG = (*JOB, "phases.dense.epochs=80", "phases.prune.epochs=50", "phases.finetune.epochs=40")
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -42,15 +44,23 @@ def log(folder, number):
     return (folder / "logs" / f"job-{number}.log").read_text()
 
 
+def last_step(folder):
+    return read_rows(folder)[-1]["trainer/step"] if (folder / "metrics.jsonl").exists() else 0
+
+
 def test_two_nodes_train_one_run(undisturbed):
     summary = read_json(undisturbed / "summary.json")
     assert read_json(undisturbed / "status.json")["state"] == "done"
     assert summary["world_size"] == 2
     assert summary["prune/sparsity"] == pytest.approx(0.9, abs=1e-4)
+    of_rank_0 = (undisturbed / "logs" / "rank-00000.log").read_text()
+    for line in ("n1: rank 0, 1 x cpu", "n2: rank 1, 1 x cpu", "first all-reduce: "):
+        assert f"preflight: {line}" in of_rank_0
 
 
 def test_a_job_goes_on_whatever_stops_it_and_ends_with_the_same_bytes(cluster, jobs, undisturbed):
-    number = jobs.submit("run")
+    limit = ["--time=2", "--signal=B:USR1@90"]
+    number = jobs.submit("run", "tracking.wandb.mode=offline", options=limit)
     folder = jobs.folder / "run"
 
     def restarts(count):
@@ -59,32 +69,40 @@ def test_a_job_goes_on_whatever_stops_it_and_ends_with_the_same_bytes(cluster, j
     def trained_on():
         """Wait for the next start, and for some steps of it."""
         cluster.wait_for_state(number, "RUNNING")
-        cluster.wait(number, reached(folder, read_rows(folder)[-1]["trainer/step"] + 60))
+        cluster.wait(number, reached(folder, last_step(folder) + 60))
 
-    # What slurmctld does before the time limit; but when it does so varies by a minute.
-    cluster.wait(number, reached(folder, 150))
-    cluster.call("scancel", "--batch", "--signal=USR1", number)
-    restarts(1)
+    restarts(1)  # the time limit is near
     assert "asked to stop" in log(folder, number)
     assert read_json(folder / "status.json")["state"] == "preempted"
+    cluster.call("scontrol", "update", f"JobId={number}", "TimeLimit=60")
 
     trained_on()
-    cluster.call("scancel", "--signal=USR1", number)
+    cluster.call("scancel", "--batch", "--signal=USR1", number)
     restarts(2)
 
     trained_on()
-    cluster.call("scontrol", "requeue", number)
+    cluster.call("scancel", "--signal=USR1", number)
     restarts(3)
+
+    trained_on()
+    cluster.call("scontrol", "requeue", number)
+    restarts(4)
 
     trained_on()
     beat = read_json(folder / "heartbeats" / "rank-00001.json")
     os.kill(beat["pid"], signal.SIGKILL)
-    cluster.wait(number, lambda: int(cluster.job(number)["Restarts"]) == 4, timeout=60)
+    cluster.wait(number, lambda: int(cluster.job(number)["Restarts"]) == 5, timeout=60)
     assert "rank 1" in read_json(folder / "status.json")["error"]
 
     job = cluster.wait_for_state(number, "COMPLETED", "FAILED")
     assert job["JobState"] == "COMPLETED", log(folder, number)
     assert whole(folder) == whole(undisturbed)
+
+    found = segments(folder)
+    assert {segment.run.run_id for segment in found} == {(folder / "wandb_id").read_text()}
+    assert [step for segment in found for step in steps(segment)] == [row["trainer/step"] for row in read_rows(folder)]
+    assert found[-1].config["slurm"]["job_id"] == number
+    assert found[-1].config["slurm"]["nodes"] == "n[1-2]"
 
 
 def test_a_fault_of_the_configuration_fails_and_is_not_requeued(cluster, jobs):
@@ -99,14 +117,14 @@ def test_a_cancelled_job_is_not_requeued(cluster, jobs):
     folder = jobs.folder / "cancelled"
     cluster.wait(number, reached(folder, 100))
     cluster.call("scancel", number)
-    cluster.wait(number, lambda: not cluster.call("squeue", "-h", f"--jobs={number}", check=False))
+    cluster.wait_until_gone(number)
     assert cluster.job(number)["JobState"] == "CANCELLED"
     assert cluster.job(number)["Restarts"] == "0"
     assert read_json(folder / "status.json")["state"] == "preempted"
 
 
 def test_a_run_is_finished_on_the_node_that_is_left(cluster, jobs):
-    number = jobs.submit("lost", options=["--nodes=1-2"])
+    number = jobs.submit("lost", "phases.dense.epochs=40", options=["--nodes=1-2"])
     folder = jobs.folder / "lost"
     cluster.wait(number, reached(folder, 150))
     cluster.call("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")

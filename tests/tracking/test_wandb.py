@@ -1,41 +1,16 @@
 """The offline W&B file, read back record by record."""
 
-import json
-import struct
+import os
+import signal
 import subprocess
 import sys
-import zlib
 
 import pytest
 
+from distprune.tracking.wandb_file import read_records
 from tests.jobs import DIGITS, SHORT, read_json, read_rows
-
-wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-
-BLOCK = 32 * 1024
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-
-
-def read_records(path):
-    """Records of a .wandb file: a 7-byte header, then a LevelDB log in blocks of 32 KiB, each entry checksummed."""
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    position, parts = 7, []
-    while position + 7 <= len(content):
-        left = BLOCK - position % BLOCK
-        if left < 7:
-            position += left
-            continue
-        checksum, size, kind = struct.unpack("<IHB", content[position : position + 7])
-        data = content[position + 7 : position + 7 + size]
-        assert zlib.crc32(data, zlib.crc32(bytes([kind]))) == checksum
-        position += 7 + size
-        parts.append(data)
-        if kind in (FULL, LAST):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(b"".join(parts))
-            parts = []
-            yield record
+from tests.tracking.files import items, segments, steps
+from tests.training.runs import Starter, reached
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +27,6 @@ def folder(tmp_path_factory):
 def records(folder):
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     return list(read_records(path))
-
-
-def items(entries):
-    """Name -> value of protobuf entries that hold JSON."""
-    return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
 
 
 def test_the_run_has_the_id_in_the_folder_and_its_tags(folder, records):
@@ -101,3 +71,20 @@ def test_the_summary_is_there(folder, records):
     assert summary["eval/top1_drop"] == pytest.approx(written["eval/top1_drop"])
     assert summary["mask_digest"] == written["mask_digest"]
     assert any(record.HasField("exit") and record.exit.exit_code == 0 for record in records)
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_files_hold_each_step_once(tmp_path):
+    start = Starter(tmp_path, {**os.environ, "WANDB_MODE": "offline", "DISTPRUNE_CACHE": str(tmp_path / "cache")})
+    words = ("run.dir=run", "tracking.wandb.mode=auto", "run.log_every=2", "checkpoint.every=100")
+    folder = tmp_path / "run"
+    for step in (50, 170, 350):  # the first before there is a checkpoint
+        code, output = start(0, *words, once=reached(folder, step), send=signal.SIGKILL)
+        assert code == -signal.SIGKILL, output
+    code, output = start(0, *words)
+    assert code == 0, output
+    assert f"wandb sync run/wandb/offline-run-*-{(folder / 'wandb_id').read_text()}" in output
+    found = segments(folder)
+    assert {segment.run.run_id for segment in found} == {(folder / "wandb_id").read_text()}
+    assert [step for segment in found for step in steps(segment)] == [row["trainer/step"] for row in read_rows(folder)]
+    assert len([segment for segment in found if segment.rows]) > 1

@@ -2,10 +2,12 @@
 
 import json
 import re
+import threading
 import time
 
 import pytest
 
+from distprune.training.liveness import Liveness, is_lost_rank
 from tests.jobs import read_json, read_rows
 
 PROGRAM = ("-m", "tests.training.faulty")
@@ -91,3 +93,41 @@ def test_steps_with_a_loss_that_is_not_finite_are_left_out_on_all_ranks(run_with
     rows = read_rows(tmp_path / "run")
     assert all(row["train/loss"] == row["train/loss"] for row in rows if "train/loss" in row)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 660
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 8000ms for recv operation",
+        "Application timeout caused pair closure",
+        "Connection closed by peer [10.0.0.2]:56494",
+    ],
+)
+def test_what_gloo_says_of_a_timeout_means_a_rank_that_does_not_answer(said):
+    assert is_lost_rank(RuntimeError(said))
+
+
+def test_where_every_rank_is_alive_the_network_is_suspected_and_those_behind_are_named(tmp_path):
+    ended = threading.Event()
+
+    def beat():
+        while not ended.is_set():
+            for rank in range(1, 10):
+                made = {"rank": rank, "host": f"node{rank}", "pid": 100 + rank, "step": 50 - rank, "failure": None}
+                path = tmp_path / f"rank-{rank:05d}.json"
+                path.with_suffix(".partial").write_text(json.dumps({**made, "time": time.time()}))
+                path.with_suffix(".partial").replace(path)
+            ended.wait(0.05)
+
+    liveness = Liveness(tmp_path, tmp_path, 0, 10, 5, 5, lambda _: None)
+    liveness.goes_on_from(50)
+    others = threading.Thread(target=beat)
+    others.start()
+    try:
+        found = liveness.who_stopped()
+    finally:
+        ended.set()
+        others.join()
+    assert found.startswith("every rank is alive (rank 9 (node9, process 109) after step 41, rank 8 (node8, ")
+    assert "rank 2 (node2, process 102) after step 48, 2 more), so the network between them is cut, or one of" in found
+    assert "GLOO_SOCKET_IFNAME" in found

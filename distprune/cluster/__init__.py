@@ -1,0 +1,1 @@
+"""Jobs on a SLURM cluster: the scripts, tables of tasks, and what is fetched ahead."""

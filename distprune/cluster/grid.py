@@ -1,0 +1,80 @@
+"""A table of settings, each combination one task of a job array.
+
+    prune.sparsity: [0.8, 0.9, 0.95]
+    run.seed: [0, 1]
+
+has six tasks, in this order: (0.8, 0), (0.8, 1), (0.9, 0), ...
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from distprune.config import load_config
+from distprune.config.load import read_mapping
+from distprune.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of an array.
+
+    Args:
+        name: of its folder, below the run folder of the configuration.
+        words: `section.key=value`, one per column of the table.
+    """
+
+    name: str
+    words: tuple[str, ...]
+
+
+def read_grid(path: str) -> list[Task]:
+    """The tasks of a table, in order.
+
+    Raises:
+        ConfigError: the file cannot be read, is no table, or has two tasks that are the same.
+    """
+    values, _, faults = read_mapping(Path(path), "the table", "a table is a mapping of settings to lists of values")
+    faults += [
+        f"{key}: expected a list of values, such as [0.8, 0.9], got {column!r}"
+        for key, column in values.items()
+        if not isinstance(column, list) or not column
+    ]
+    if not values:
+        faults.append("the table is empty; give settings with lists of values, such as prune.sparsity: [0.8, 0.9]")
+    if faults:
+        raise ConfigError(*faults, source=path)
+    columns = [[f"{key}={_flow(value)}" for value in column] for key, column in values.items()]
+    tasks = [Task(",".join(words).replace("/", "_"), words) for words in itertools.product(*columns)]
+    names = [task.name for task in tasks]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(f"several tasks are called {twice[0]}; leave one out", source=path)
+    return tasks
+
+
+def task_words(grid: str, number: int, path: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides of one task: those given, its own, its run folder, and its group at W&B where none is named.
+
+    Raises:
+        ConfigError: the table, the number or the configuration is wrong.
+    """
+    tasks = read_grid(grid)
+    if not 0 <= number < len(tasks):
+        raise ConfigError(f"there is no task {number}; the table has tasks 0 to {len(tasks) - 1}", source=grid)
+    task = tasks[number]
+    words = [*overrides, *task.words]
+    config = load_config(path, words)
+    words.append(f"run.dir={config.run.dir}/{task.name}")
+    if config.tracking.wandb.group is None:
+        words.append(f"tracking.wandb.group={Path(path).stem}-{Path(grid).stem}")
+    return words
+
+
+def _flow(value: object) -> str:
+    """A value in YAML, in one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()

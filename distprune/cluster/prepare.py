@@ -1,0 +1,37 @@
+"""`distprune prepare`: fetch and decode ahead what a run needs, so that jobs do without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from huggingface_hub import constants
+
+from distprune.analysis.plan import make_plan
+from distprune.cache import cache_folder
+from distprune.config.schema import Teacher
+from distprune.errors import ConfigError, MissingError
+from distprune.models.weights import local_file
+
+
+def prepare(path: str, overrides: Sequence[str] = ()) -> None:
+    """Make everything a run is made of, which fetches what is not here, and print where it lies.
+
+    Raises:
+        ConfigError: something cannot be fetched, or would stop the run before its first step.
+    """
+    try:
+        plan = make_plan(path, overrides, elsewhere=True)
+    except MissingError as error:
+        raise ConfigError(*(f"{fault}; unset HF_HUB_OFFLINE to fetch it" for fault in error.faults)) from None
+    config, (train, held_out) = plan.config, plan.images
+    print(f"data      {config.data.path or config.data.source}: {train:,} and {held_out:,} images")
+    teacher = config.distill.teacher if config.distill is not None else None
+    sources = {"model.weights": config.model.weights}
+    if isinstance(teacher, Teacher):
+        sources["distill.teacher.weights"] = teacher.weights
+    for key, source in sources.items():
+        if source is not None:
+            file = local_file(source, key).absolute()
+            print(f"weights   {file} ({file.stat().st_size / 1e6:,.1f} MB)")
+    print("jobs find all of it, without a network, with")
+    print(f"  export HF_HOME={constants.HF_HOME} DISTPRUNE_CACHE={cache_folder()} HF_HUB_OFFLINE=1")

@@ -1,0 +1,58 @@
+"""What the files of a W&B run hold: W&B's own transaction log, for which its SDK has no reader.
+
+A file is a header of 7 bytes, then blocks of 32 KiB as in LevelDB's log format: entries of a checksum (crc32 of type
+and data), a length, a type and data. A record in several entries begins with FIRST and ends with LAST.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+HEADER = b":W&B"
+HEADER_BYTES, BLOCK_BYTES, ENTRY_BYTES = 7, 32 * 1024, 7
+FULL, LAST = 1, 4
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file (protobuf `Record`), up to the first that is not whole, as after a crash."""
+    content = path.read_bytes()
+    if not content.startswith(HEADER):
+        return
+    position, parts = HEADER_BYTES, list[bytes]()
+    while position + ENTRY_BYTES <= len(content):
+        left = BLOCK_BYTES - position % BLOCK_BYTES
+        if left < ENTRY_BYTES:
+            position += left
+            continue
+        checksum, size, kind = struct.unpack("<IHB", content[position : position + ENTRY_BYTES])
+        data = content[position + ENTRY_BYTES : position + ENTRY_BYTES + size]
+        if len(data) < size or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
+            return
+        position += ENTRY_BYTES + size
+        parts.append(data)
+        if kind in (FULL, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            parts = []
+            yield record
+
+
+def last_step(folder: Path, run_id: str) -> int:
+    """The last trainer/step that the files of a run below `folder`/wandb hold; 0 where they hold none."""
+    steps = [0]
+    for path in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
+        for record in read_records(path):
+            if record.HasField("history"):
+                steps += [int(json.loads(i.value_json)) for i in record.history.item if _name(i) == "trainer/step"]
+    return max(steps)
+
+
+def _name(item: Any) -> str:
+    return item.key or "/".join(item.nested_key)

@@ -1,0 +1,35 @@
+"""What the offline W&B files of a run folder hold."""
+
+import json
+from dataclasses import dataclass
+
+from distprune.tracking.wandb_file import read_records
+
+
+@dataclass
+class Segment:
+    """What one start of a run left."""
+
+    run: object
+    config: dict
+    rows: list
+
+
+def items(entries):
+    """Name -> value of protobuf entries that hold JSON."""
+    return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
+
+
+def segments(folder):
+    """The segments of a run, the oldest first."""
+    found = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        records = list(read_records(path))
+        rows = [items(record.history.item) for record in records if record.HasField("history")]
+        for run in [record.run for record in records if record.HasField("run")]:  # none if killed before it was written
+            found.append(Segment(run, items(run.config.update), rows))
+    return found
+
+
+def steps(segment):
+    return [row["trainer/step"] for row in segment.rows]
