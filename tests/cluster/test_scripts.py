@@ -16,7 +16,7 @@ COMMANDS = {
     "gpus.sbatch": "configs/digits.yaml --nodes 1-4 --gpus-per-node 8 --time 12:00:00 --partition gpu --account lab",
     "cpus.sbatch": "configs/digits.yaml --processes-per-node 2 data.workers=1 --sbatch=--mem=8G run.dir=/scratch/a_b",
     "array.sbatch": "configs/digits.yaml --array configs/grid.yaml --at-once 2 --name sweep run.log_every=10",
-    "container.sbatch": "configs/digits.yaml --gpus-per-node 1 --container /images/torch.sqsh --mounts /data:/data,/runs",
+    "container.sbatch": "configs/digits.yaml --gpus-per-node 1 --container /images/t.sqsh --mounts /data:/data,/runs",
 }
 
 
