@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "Choose another run.dir for a new run."
                 )
             return 0
-        preflight = Preflight(folder.path, config.run.device == "cpu", config.integrity.start_timeout)
+        preflight = Preflight(config, folder.path)
         preflight.meet()
         accelerator = make_accelerator(config)
         preflight.try_links(accelerator.device)

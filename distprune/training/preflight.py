@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from distprune.config import Config
 from distprune.tracking.logs import logger
 from distprune.training.hosts import existing, host
 from distprune.training.results import versions
@@ -53,24 +54,23 @@ class Preflight:
     """The checks of one job, in two parts: `meet` before ranks are connected, `try_links` afterwards.
 
     Args:
-        run_dir: the run folder, which need not be there yet.
-        cpu: whether the run trains on CPUs in any case.
-        timeout: seconds that ranks wait for the first sign of each other.
+        config: of the run, whose folder need not be there yet.
+        run_dir: that folder.
     """
 
-    def __init__(self, run_dir: Path, cpu: bool, timeout: float) -> None:
+    def __init__(self, config: Config, run_dir: Path) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.lines: list[str] = []
         self.warnings: list[str] = []
+        self._config = config
         self._run_dir = run_dir
-        self._cpu = cpu
-        self._timeout = timeout
+        self._timeout = config.integrity.start_timeout
         self._store = self._reach_store() if self.world_size > 1 else C10D.HashStore()
         self._began = time.monotonic()
 
     def meet(self) -> None:
-        """Let every rank report its host, device and versions, and whether it sees the run folder.
+        """Let every rank report its host, device, versions and configuration, and whether it sees the run folder.
 
         Raises:
             PreflightError: on every rank alike.
@@ -82,10 +82,11 @@ class Preflight:
                 "host": host(),
                 "pid": os.getpid(),
                 "versions": versions(),
+                "config": self._config.model_dump(),
                 "free": shutil.disk_usage(place).free,
                 "sees": not token or _appears(Path(token)),
                 "token": token,
-                **_device(self._cpu),
+                **_device(self._config.run.device == "cpu"),
             }
             self._agree("meet", mine, self._timeout, partial(_judge_reports, world_size=self.world_size))
         finally:
@@ -238,6 +239,11 @@ def _judge_reports(reports: Reports, world_size: int) -> Verdict:
         twice = [uuid for uuid, n in _counts(r["uuid"] for r in mine if "uuid" in r).items() if n > 1]
         if twice:
             verdict.faults.append(f"{name}: several ranks were given the same GPU ({twice[0]}); one each, please")
+        sections = reports[0]["config"]
+        if different := [key for key, section in sections.items() if mine[0]["config"][key] != section]:
+            verdict.faults.append(
+                f"{name} has another configuration than {reports[0]['host']}: look at {', '.join(different)}"
+            )
         for package in sorted({key for report in mine for key in report["versions"]}):
             theirs, ours = mine[0]["versions"].get(package), reports[0]["versions"].get(package)
             if theirs != ours:

@@ -18,6 +18,7 @@ def report(host="n1", **others):
         "sees": True,
         "token": "/shared/.x",
         "versions": {"torch": "2"},
+        "config": {"run": {"seed": 0}},
     }
     return mine | others
 
@@ -73,6 +74,11 @@ def test_each_gpu_is_given_once():
     assert fault.startswith("n1: several ranks were given the same GPU")
     different = [report(device="H100", uuid="a"), report(device="H100", uuid="b")]
     assert not _judge_reports(dict(enumerate(different)), 2).faults
+
+
+def test_hosts_with_different_configurations_are_named():
+    reports = {0: report(), 1: report("n2", config={"run": {"seed": 1}})}
+    assert _judge_reports(reports, 2).faults == ["n2 has another configuration than n1: look at run"]
 
 
 def test_doubts_about_disks_and_devices_are_warnings():
