@@ -17,64 +17,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     words, rest = parser.parse_known_args(argv)
     # argparse takes overrides only where they stand in one piece.
-    if rest and ("overrides" not in words or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        words.overrides += rest
+    if any(word.startswith("-") for word in rest):
+        words.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    words.overrides += rest
     words.typed = argv[1:]
     return int(words.run(words))
 
 
+class _Exact(argparse.ArgumentParser):
+    """Takes no abbreviations: --sub must not submit."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Exact(
         prog="distprune",
         description="Prune neural networks while they train, on many GPUs at once.",
         epilog="On several GPUs or nodes: accelerate launch -m distprune.train CONFIG.yaml",
     )
     parser.add_argument("--version", action="version", version=f"distprune {_version()}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Exact)
 
     train = commands.add_parser("train", help="train and prune in this process")
     train.add_argument("config", help="a YAML file, see configs/")
     train.add_argument("overrides", **OVERRIDES)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, parser=train)
 
     plan = commands.add_parser("plan", help="show what a run would do, and doubts about it")
     plan.add_argument("config", help="a YAML file, see configs/")
     plan.add_argument("overrides", **OVERRIDES)
-    plan.set_defaults(run=_plan)
+    plan.set_defaults(run=_plan, parser=plan)
 
     evaluate = commands.add_parser("evaluate", help="count the accuracy of a run's weights, or a configuration's")
     evaluate.add_argument(
         "config", metavar="target", help="a run folder, or a YAML file whose model.weights are evaluated"
     )
     evaluate.add_argument("overrides", **OVERRIDES)
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, parser=evaluate)
 
     prepare = commands.add_parser("prepare", help="fetch a run's data and weights ahead, where there is a network")
     prepare.add_argument("config", help="a YAML file, see configs/")
     prepare.add_argument("overrides", **OVERRIDES)
-    prepare.set_defaults(run=_prepare)
+    prepare.set_defaults(run=_prepare, parser=prepare)
 
-    slurm = commands.add_parser("slurm", help="check a run and print its batch script, or submit it")
+    slurm = commands.add_parser(
+        "slurm", help="check a run and print its batch script, or submit it", epilog="See docs/slurm.md."
+    )
     slurm.add_argument("config", help="a YAML file, see configs/")
     slurm.add_argument("overrides", **OVERRIDES)
     slurm.add_argument("--nodes", default="1", metavar="N", help="nodes, or a range such as 1-4 (default 1)")
     slurm.add_argument("--gpus-per-node", type=int, default=0, metavar="G", help="and so many processes (default 0)")
     slurm.add_argument("--processes-per-node", type=int, metavar="P", help="on nodes without GPUs (default 1)")
     slurm.add_argument("--cpus-per-task", type=int, metavar="C", help="per node (default: 1 + data.workers a process)")
-    slurm.add_argument("--time", default="24:00:00", metavar="T", help="of one start; the job requeues itself")
-    slurm.add_argument("--partition", metavar="P")
-    slurm.add_argument("--account", metavar="A")
+    slurm.add_argument(
+        "--time", default="24:00:00", metavar="T", help="of one start (default 24:00:00); a run may take many"
+    )
+    slurm.add_argument("--partition", metavar="P", help="where it waits")
+    slurm.add_argument("--account", metavar="A", help="whose time it takes")
     slurm.add_argument("--name", help="of the job (default: that of the file)")
     slurm.add_argument("--array", metavar="TABLE", help="a table such as configs/grid.yaml, a task per combination")
     slurm.add_argument("--at-once", type=int, metavar="N", help="tasks of the array that may run at a time")
-    slurm.add_argument("--launch", default="launch/multi_node.yaml", metavar="FILE", help="accelerate's configuration")
+    slurm.add_argument("--launch", metavar="FILE", help="accelerate's configuration (default: launch/multi_node.yaml)")
     slurm.add_argument("--container", metavar="IMAGE", help="run in a container, by pyxis")
     slurm.add_argument("--mounts", metavar="SRC:DST,...", help="of the container (default: the current folder)")
-    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another option for sbatch")
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="such as --sbatch=--mem=0")
     slurm.add_argument("--submit", action="store_true", help="submit it")
-    slurm.set_defaults(run=_slurm)
+    slurm.set_defaults(run=_slurm, parser=slurm)
     return parser
 
 

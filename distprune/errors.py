@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 
 
 class MissingError(ConfigError):
-    """Data or weights that `distprune prepare` fetches are not here, and nothing may be fetched now."""
+    """Data or weights that `distprune prepare` fetches are not here, and cannot be fetched from here."""
 
 
 def remedy(error: ConfigError, words: Sequence[str]) -> str:
@@ -34,5 +34,6 @@ def remedy(error: ConfigError, words: Sequence[str]) -> str:
     """
     if not isinstance(error, MissingError):
         return ""
-    command = shlex.join(["distprune", "prepare", *words])
+    needed = [word for word in words if not word.startswith(("run.", "tracking."))]
+    command = shlex.join(["distprune", "prepare", *needed])
     return f"\nWhere there is a network, with the same HF_HOME and DISTPRUNE_CACHE, this fetches it: {command}"

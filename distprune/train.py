@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_to_file(folder.logs, job.accelerator.process_index)
         checkpoint = job.run_state.newest()
     except ConfigError as error:
+        _tell_batch_script()
         report(f"{error}{remedy(error, [words.config, *words.overrides])}")
         return 2
     except PreflightError as error:
@@ -97,6 +99,13 @@ def report(error: str) -> None:
         time.sleep(3)
     who = f"rank {_rank()}: " if _rank() > 0 else ""
     print(f"distprune: {who}{error}", file=sys.stderr)
+
+
+def _tell_batch_script() -> None:
+    """Let the batch script of a Slurm job know that the configuration is at fault; launchers hide exit codes."""
+    if path := os.environ.get("DISTPRUNE_REFUSED"):
+        with suppress(OSError):
+            Path(path).touch()
 
 
 def _claim(folder: RunFolder) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -18,6 +20,8 @@ from distprune.training.checks import check_fit, check_labels, check_teacher, re
 from distprune.training.devices import make_accelerator
 from distprune.training.images import Images
 from distprune.training.phases import Timetable, make_timetable
+from distprune.training.run_folder import RunFolder
+from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import (
     load_teacher,
     make_model,
@@ -65,9 +69,9 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
         ConfigError: what would stop the run before its first step.
     """
     config = load_config(path, overrides)
-    if elsewhere:
-        here = config.model_copy(update={"run": config.run.model_copy(update={"precision": "fp32"})})
-    accelerator = make_accelerator(here if elsewhere else config)
+    _check_folder(RunFolder(config.run.dir or ""), config)
+    anywhere = config.model_copy(update={"run": config.run.model_copy(update={"precision": "fp32"})})
+    accelerator = make_accelerator(anywhere if elsewhere else config)
     train_images = Images(config, config.data.train_split, accelerator)
     held_out_images = Images(config, config.data.eval_split, accelerator)
     train, held_out = train_images.data, held_out_images.data
@@ -92,6 +96,16 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
         dict(pruner.left_out),
         _pruned_at_once(model, config),
     )
+
+
+def _check_folder(folder: RunFolder, config: Config) -> None:
+    """Refuse a folder that cannot be written, or holds another run."""
+    path = folder.path.absolute()
+    place = next(above for above in (path, *path.parents) if above.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ConfigError(f"run.dir: cannot write to {folder.path}: {place} is not a folder that can be written")
+    if folder.config.exists() and (folder.is_done() or any(folder.checkpoints.glob("step-*"))):
+        refuse_another_job(yaml.safe_load(folder.config.read_text(encoding="utf-8")), config)
 
 
 def print_plan(path: str, overrides: Sequence[str] = ()) -> None:

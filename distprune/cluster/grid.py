@@ -19,6 +19,8 @@ from distprune.config import load_config
 from distprune.config.load import read_mapping
 from distprune.errors import ConfigError
 
+LONGEST_NAME = 200
+
 
 @dataclass(frozen=True)
 class Task:
@@ -40,6 +42,10 @@ def read_grid(path: str) -> list[Task]:
         ConfigError: the file cannot be read, is no table, or has two tasks that are the same.
     """
     values, _, faults = read_mapping(Path(path), "the table", "a table is a mapping of settings to lists of values")
+    if values and all(isinstance(column, dict) for column in values.values()):
+        raise ConfigError("this is a configuration; the table comes before it", source=path)
+    if "run.dir" in values:
+        faults.append("run.dir: each task has its own below run.dir of the configuration; leave it out")
     faults += [
         f"{key}: expected a list of values, such as [0.8, 0.9], got {column!r}"
         for key, column in values.items()
@@ -52,6 +58,8 @@ def read_grid(path: str) -> list[Task]:
     columns = [[f"{key}={_flow(value)}" for value in column] for key, column in values.items()]
     tasks = [Task(",".join(words).replace("/", "_"), words) for words in itertools.product(*columns)]
     names = [task.name for task in tasks]
+    if long := [name for name in names if len(name.encode()) > LONGEST_NAME]:
+        raise ConfigError(f"a task would be called {long[0][:80]}..., too long for a folder", source=path)
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(f"several tasks are called {twice[0]}; leave one out", source=path)
     return tasks
@@ -69,7 +77,7 @@ def task_words(grid: str, number: int, path: str, overrides: Sequence[str]) -> l
     task = tasks[number]
     words = [*overrides, *task.words]
     config = load_config(path, words)
-    words.append(f"run.dir={config.run.dir}/{task.name}")
+    words.append(f"run.dir={_flow(f'{config.run.dir}/{task.name}')}")
     if config.tracking.wandb.group is None:
         words.append(f"tracking.wandb.group={Path(path).stem}-{Path(grid).stem}")
     return words

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from huggingface_hub import constants
 
 from distprune.analysis.plan import make_plan
-from distprune.cache import cache_folder
+from distprune.cache import cache_folder, is_offline
 from distprune.config.schema import Teacher
 from distprune.errors import ConfigError, MissingError
 from distprune.models.weights import local_file
@@ -22,7 +23,8 @@ def prepare(path: str, overrides: Sequence[str] = ()) -> None:
     try:
         plan = make_plan(path, overrides, elsewhere=True)
     except MissingError as error:
-        raise ConfigError(*(f"{fault}; unset HF_HUB_OFFLINE to fetch it" for fault in error.faults)) from None
+        instead = "unset HF_HUB_OFFLINE to fetch it" if is_offline() else "run this where there is a network"
+        raise ConfigError(*(f"{fault}; {instead}" for fault in error.faults)) from None
     config, (train, held_out) = plan.config, plan.images
     print(f"data      {config.data.path or config.data.source}: {train:,} and {held_out:,} images")
     teacher = config.distill.teacher if config.distill is not None else None
@@ -33,5 +35,6 @@ def prepare(path: str, overrides: Sequence[str] = ()) -> None:
         if source is not None:
             file = local_file(source, key).absolute()
             print(f"weights   {file} ({file.stat().st_size / 1e6:,.1f} MB)")
+    places = {"HF_HOME": constants.HF_HOME, "DISTPRUNE_CACHE": str(cache_folder()), "HF_HUB_OFFLINE": "1"}
     print("jobs find all of it, without a network, with")
-    print(f"  export HF_HOME={constants.HF_HOME} DISTPRUNE_CACHE={cache_folder()} HF_HUB_OFFLINE=1")
+    print(f"  export {' '.join(f'{name}={shlex.quote(value)}' for name, value in places.items())}")

@@ -24,7 +24,8 @@ As slurm/train.sbatch, once for each combination of values in a table, each with
 
 Rendered from distprune/cluster/job.sbatch: edit that, then run python -m distprune.cluster.script.
 """
-ALWAYS = ("--open-mode=append", "--requeue", "--signal=B:USR1@300")
+ALWAYS = ("--open-mode=append", "--requeue")
+WARNING_SECONDS = 300
 PLAIN = ("--job-name=distprune", "--nodes=1", "--time=24:00:00")
 
 
@@ -34,6 +35,7 @@ def render(
     settings: Mapping[str, str] | None = None,
     words: Sequence[str] = (),
     array: bool = False,
+    warning: int = WARNING_SECONDS,
 ) -> str:
     """A batch script.
 
@@ -43,6 +45,7 @@ def render(
         settings: variables that its environment gets.
         words: its arguments; those on its own command line follow them.
         array: whether its first argument is a table of tasks, of which it runs that of its array index.
+        warning: seconds before the time limit at which it asks the run to stop.
     """
     environment = Environment(
         trim_blocks=True,
@@ -57,7 +60,7 @@ def render(
     log = f"--output=slurm-{'%A_%a' if array else '%j'}.log"
     return template.render(
         about=about.splitlines(),
-        options=[*options, log, *ALWAYS],
+        options=[*options, log, *ALWAYS, f"--signal=B:USR1@{warning}"],
         settings=settings or {},
         words=words,
         array=array,

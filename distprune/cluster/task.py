@@ -1,4 +1,4 @@
-"""What the batch scripts ask: the run folder, then the words for the trainer, one a line.
+"""What the batch scripts ask: the run folder, then the words for the trainer, each on a line that begins with `task: `.
 
 python -m distprune.cluster.task [--grid TABLE --task N] CONFIG [section.key=value ...]
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from distprune.cluster.grid import task_words
 from distprune.config import load_config
@@ -16,21 +17,29 @@ from distprune.errors import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one task; returns 0, or 2 where the configuration or the table is wrong."""
-    parser = argparse.ArgumentParser(prog="distprune.cluster.task")
+    usage = (
+        "sbatch slurm/train.sbatch CONFIG.yaml [section.key=value ...]; slurm/sweep.sbatch TABLE.yaml CONFIG.yaml ..."
+    )
+    parser = argparse.ArgumentParser(usage=usage, add_help=False)
     parser.add_argument("--grid", help="a YAML table, each combination of its values one task")
     parser.add_argument("--task", type=int, help="which of them, from 0 on")
-    parser.add_argument("config")
+    parser.add_argument("config", nargs="?")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(argv)
+    if (given.grid is None) != (given.task is None):
+        parser.error("--grid and --task go together")
+    if given.config is None:
+        parser.error("no configuration is given")
     try:
         words = given.overrides
         if given.grid is not None:
             words = task_words(given.grid, given.task, given.config, words)
-        run_dir = load_config(given.config, words).run.dir
+        run_dir = load_config(given.config, words).run.dir or ""
     except ConfigError as error:
         print(f"distprune: {error}", file=sys.stderr)
         return 2
-    print(run_dir, given.config, *words, sep="\n")
+    for word in (Path(run_dir).expanduser(), given.config, *words):
+        print(f"task: {word}")
     return 0
 
 

@@ -97,7 +97,10 @@ def read_mapping(path: Path, what: str, expected: str) -> tuple[dict[str, Any], 
         tree = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}".replace("\n", " "), source=str(path)) from None
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        what = " ".join(getattr(error, "problem", None) or str(error).split("\n", 1)[0].split())
+        raise ConfigError(f"not valid YAML, {where}{what}", source=str(path)) from None
     if not isinstance(values, dict):
         raise ConfigError(expected, source=str(path))
     lines: dict[str, int] = {}

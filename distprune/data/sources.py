@@ -77,7 +77,8 @@ def _load(config: Data, split: str) -> datasets.Dataset:
     except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         fault = f"data: cannot load split {split!r} of {config.source} {config.path}: {reason}"
-        raise (MissingError if config.source == "hub" and is_offline() else ConfigError)(fault) from error
+        unreachable = isinstance(error, ConnectionError) or (is_offline() and "cache" in reason)
+        raise (MissingError if config.source == "hub" and unreachable else ConfigError)(fault) from error
 
 
 def _digits(split: str) -> datasets.Dataset:

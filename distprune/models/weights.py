@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 import torch
@@ -62,13 +64,17 @@ def local_file(source: str, key: str) -> Path:
 
     Raises:
         ConfigError: torchvision has no such weights, or they cannot be fetched.
-        MissingError: they are not in the cache, and HF_HUB_OFFLINE forbids to fetch them.
+        MissingError: they are not in the cache, and HF_HUB_OFFLINE forbids to fetch them or there is no network.
     """
     url = _torchvision_url(source.partition(":")[2], key) if source.startswith("torchvision:") else source
     if not url.startswith(("https://", "http://")):
         return Path(source).expanduser()
-    folder = cache_folder() / "weights"
-    path = folder / Path(urlsplit(url).path).name
+    name = Path(urlsplit(url).path).name
+    if not name or url.endswith("/"):
+        raise ConfigError(f"{key}: {url} names no file")
+    # Many files have the same name.
+    folder = cache_folder() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = folder / name
     if path.exists():
         return path
     if is_offline():
@@ -77,10 +83,11 @@ def local_file(source: str, key: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{path.name}.lock"):
             if not path.exists():
-                mark = re.search(r"-([0-9a-f]{8,})\.", path.name)
+                mark = re.search(r"-(?=\d*[a-f])([0-9a-f]{8,})\.", path.name)  # not a date
                 torch.hub.download_url_to_file(url, str(path), mark[1] if mark else None, progress=False)
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"{key}: cannot fetch {url}: {error}") from None
+        unreachable = isinstance(error, URLError) and not isinstance(error, HTTPError)
+        raise (MissingError if unreachable else ConfigError)(f"{key}: cannot fetch {url}: {error}") from None
     return path
 
 

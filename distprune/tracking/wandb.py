@@ -6,21 +6,23 @@ import json
 import netrc
 import os
 import secrets
+import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import wandb
 
 from distprune.config.schema import Wandb
 from distprune.tracking.logs import logger
 from distprune.tracking.tracker import Row
-from distprune.tracking.wandb_file import last_step
+from distprune.tracking.wandb_file import logged_steps
 
 BEST = {"eval/top1": "max", "eval/loss": "min"}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SECONDS_TO_CONNECT = 3.0
 
 
@@ -45,21 +47,29 @@ class WandbTracker:
         if run_id != known:
             id_file.write_text(run_id)
         self._folder = folder
-        self._last = last_step(folder, run_id)
-        self._run = wandb.init(
-            mode=_mode(settings),
-            project=settings.project,
-            entity=settings.entity,
-            name=settings.name or folder.name,
-            group=settings.group,
-            job_type=settings.job_type,
-            tags=settings.tags,
-            id=run_id,
-            resume="allow",
-            dir=folder,
-            config=dict(config),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        self._failed = False
+        self._known = logged_steps(folder, run_id)
+        mode = _mode(settings)
+        # W&B's service is a process of its own. Slurm sends signals to every process; those that ask us to stop must
+        # not end it, and a mask is inherited.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            self._run = wandb.init(
+                mode=mode,
+                project=settings.project,
+                entity=settings.entity,
+                name=settings.name or folder.name,
+                group=settings.group,
+                job_type=settings.job_type,
+                tags=settings.tags,
+                id=run_id,
+                resume="allow",
+                dir=folder,
+                config=dict(config),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._run.define_metric("trainer/step")
         self._run.define_metric("*", step_metric="trainer/step")
         for name, summary in BEST.items():
@@ -70,21 +80,36 @@ class WandbTracker:
 
     def log(self, row: Row) -> None:
         """Log one row, unless W&B has its step."""
-        if row["trainer/step"] > self._last:
-            self._run.log(dict(row))
+        if row["trainer/step"] not in self._known:
+            self._try(lambda: self._run.log(dict(row)))
 
     def preempt(self) -> None:
         """Say that the run was stopped and will go on."""
-        self._run.mark_preempting()
+        self._try(self._run.mark_preempting)
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Add the summary and close the run, as failed where there is none."""
-        if summary is not None:
-            for name, value in summary.items():
-                self._run.summary[name] = value
-        self._run.finish(exit_code=0 if summary is not None else 1)
+
+        def close() -> None:
+            if summary is not None:
+                for name, value in summary.items():
+                    self._run.summary[name] = value
+            self._run.finish(exit_code=0 if summary is not None else 1)
+
+        self._try(close)
         if self._run.offline:
             print(f"W&B was offline; to upload: wandb sync {self._folder}/wandb/offline-run-*-{self._run.id}")
+
+    def _try(self, call: Callable[[], object]) -> None:
+        """Call W&B; once that fails, no more: a tracker is no reason to end a run."""
+        if self._failed:
+            return
+        try:
+            call()
+        except Exception as error:
+            self._failed = True
+            reason = str(error) or type(error).__name__
+            logger.warning(f"W&B has failed ({reason}); figures are in metrics.jsonl, and the next start hands them on")
 
 
 def _run_id(known: str) -> str:
@@ -118,12 +143,14 @@ def _has_key() -> bool:
 
 def _is_reachable() -> bool:
     """Whether W&B, or the proxy on the way to it, takes connections; compute nodes often have no network."""
-    server = _server()
-    way = urlsplit(getproxies().get(server.scheme, "")) if server.scheme in getproxies() else server
+    way = server = _server()
+    proxy = getproxies().get(server.scheme)
+    if proxy and not proxy_bypass(server.hostname or ""):
+        way = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:
         port = way.port or (80 if way.scheme == "http" else 443)
         socket.create_connection((way.hostname or "", port), SECONDS_TO_CONNECT).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         logger.warning(f"W&B cannot be reached at {way.hostname} ({error}); it is kept offline")
         return False
     return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,17 @@ def read_records(path: Path) -> Iterator[Any]:
             yield record
 
 
-def last_step(folder: Path, run_id: str) -> int:
-    """The last trainer/step that the files of a run below `folder`/wandb hold; 0 where they hold none."""
-    steps = [0]
+def logged_steps(folder: Path, run_id: str) -> set[int]:
+    """Each trainer/step that the files of a run below `folder`/wandb hold."""
+    steps = set[int]()
     for path in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
         for record in read_records(path):
             if record.HasField("history"):
-                steps += [int(json.loads(i.value_json)) for i in record.history.item if _name(i) == "trainer/step"]
-    return max(steps)
+                row = read_items(record.history.item)
+                steps |= {int(row["trainer/step"])} if "trainer/step" in row else set()
+    return steps
 
 
-def _name(item: Any) -> str:
-    return item.key or "/".join(item.nested_key)
+def read_items(items: Iterable[Any]) -> dict[str, Any]:
+    """Name -> value of protobuf entries that hold JSON."""
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
 JOB_VARIABLES = {
     "job_id": "SLURM_JOB_ID",
@@ -26,9 +25,3 @@ def host() -> str:
 def slurm_job() -> dict[str, str]:
     """What Slurm says of the job this process is part of; empty outside of one."""
     return {name: os.environ[variable] for name, variable in JOB_VARIABLES.items() if os.environ.get(variable)}
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.exists())

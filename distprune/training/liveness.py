@@ -108,6 +108,7 @@ class Liveness:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
+            self._beat()
 
     def who_stopped(self) -> str:
         """Name the ranks that have failed or give no sign of life; takes a few heartbeats to find out."""

@@ -39,7 +39,7 @@ def job(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
 
-    def start(ranks, restarts=1, **others):
+    def start(ranks, restarts=1, script="train", words=(), **others):
         calls = tmp_path / "calls"
         calls.write_text("")
         environment = {
@@ -55,10 +55,10 @@ def job(tmp_path):
             "RANKS": ranks,
             **others,
         }
-        script = ["bash", str(ROOT / "slurm" / "train.sbatch"), str(DIGITS), f"run.dir={folder}"]
-        ended = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        log = folder / "logs" / "job-7.log"
-        return ended.returncode, calls.read_text(), ended.stderr + (log.read_text() if log.exists() else "")
+        called = ["bash", str(ROOT / "slurm" / f"{script}.sbatch"), *words, str(DIGITS), f"run.dir={folder}"]
+        ended = subprocess.run(called, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        logs = "".join(path.read_text() for path in sorted(tmp_path.rglob("logs/job-*.log")))
+        return ended.returncode, calls.read_text(), ended.stdout + ended.stderr + logs
 
     return start
 
@@ -109,7 +109,7 @@ def test_a_cancelled_job_keeps_its_code(job, tmp_path):
     code, calls, log = job(leaves(tmp_path, "preempted", 10, 143), QUEUE="COMPLETING")
     assert code == 143
     assert "requeue 7" not in calls
-    assert "the job was cancelled" in log
+    assert "ended by Slurm" in log
 
 
 def test_a_fault_of_the_configuration_starts_no_ranks(job, tmp_path):
@@ -120,6 +120,50 @@ def test_a_fault_of_the_configuration_starts_no_ranks(job, tmp_path):
         assert code == 2
         assert calls == ""
         assert where in log
+
+
+def test_a_fault_that_only_ranks_find_is_not_requeued(job, tmp_path):
+    code, calls, log = job('touch "$DISTPRUNE_REFUSED"; exit 1')
+    assert code == 2
+    assert "requeue 7" not in calls
+    assert "the configuration is at fault" in log
+    code, calls, log = job(leaves(tmp_path, "done", 90, 0))
+    assert code == 0, "what an earlier start left does not count"
+
+
+def test_a_python_that_fails_is_not_taken_for_a_fault_of_the_configuration(job, tmp_path):
+    site = tmp_path / "site.env"
+    site.write_text("sleep() { :; }\nexport PYTHONPATH=/nowhere PYTHONHOME=/nowhere\n")
+    code, _, log = job("exit 0", DISTPRUNE_SITE=str(site))
+    assert code == 1
+    assert log.count("Fatal Python error") == 3, log
+
+
+def test_a_task_of_an_array_is_requeued_alone(job, tmp_path):
+    table = tmp_path / "table.yaml"
+    table.write_text("run.seed: [1, 2]\n")
+    task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    ranks = leaves(tmp_path, "preempted", 10, 1).replace("/run/status", "/run/run.seed=2/status")
+    code, calls, log = job(ranks, script="sweep", words=[str(table)], **task)
+    assert code == 0, log
+    assert calls.endswith("scontrol requeue 7_1\n")
+    assert (tmp_path / "run" / "run.seed=2" / "logs" / "job-7_1.log").exists()
+
+
+def test_an_array_without_numbers_says_what_is_missing(job, tmp_path):
+    code, _, log = job("exit 0", script="sweep", words=["table.yaml"])
+    assert code != 0
+    assert "submit this with --array=0-N" in log
+
+
+def test_a_tilde_and_a_blank_in_the_run_folder(job, tmp_path):
+    site = tmp_path / "site.env"
+    site.write_text("set -- \"$@\" 'run.dir=~/a b'\n")
+    (tmp_path / "home").mkdir()
+    ranks = leaves(tmp_path, "done", 90, 0).replace("/run/status", "/home/a b/status")
+    code, _, log = job(ranks, HOME=str(tmp_path / "home"), DISTPRUNE_SITE=str(site))
+    assert code == 0, log
+    assert (tmp_path / "home" / "a b" / "logs" / "job-7.log").exists()
 
 
 def test_in_a_container_all_of_python_runs_there(job, tmp_path):

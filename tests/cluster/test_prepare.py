@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 from distprune.cli import main
 from distprune.models import build_model
+from distprune.models.weights import local_file
 from tests.jobs import DIGITS, SHORT, read_json
 
 
@@ -22,7 +23,7 @@ def address(tmp_path):
     torch.save(build_model("digits_cnn", {}, 10).state_dict(), folder / "weights.pth")
     digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
     (folder / "weights.pth").rename(folder / f"digits-{digest[:8]}.pth")
-    (folder / "digits-00000000.pth").write_bytes((folder / f"digits-{digest[:8]}.pth").read_bytes())
+    (folder / "digits-abcdef00.pth").write_bytes((folder / f"digits-{digest[:8]}.pth").read_bytes())
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -52,12 +53,13 @@ def answer(monkeypatch, capsys, tmp_path):
 
 def test_weights_are_fetched_once_and_jobs_need_no_network(answer, address, tmp_path):
     words = [str(DIGITS), f"model.weights={address}"]
-    file = tmp_path / "cache" / "weights" / address.rpartition("/")[2]
+    folder = tmp_path / "cache" / "weights" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    file = folder / address.rpartition("/")[2]
 
     code, _, said = answer("train", *words, *SHORT, offline=True)
     assert code == 2
     assert f"model.weights: {address} is not in {file.parent}, and HF_HUB_OFFLINE forbids to fetch it" in said
-    assert said.endswith(f"this fetches it: distprune prepare {' '.join([*words, *SHORT])}\n")
+    assert said.endswith(f"this fetches it: distprune prepare {' '.join([*words, *SHORT[:3]])}\n")
     assert not (tmp_path / "runs").exists()
 
     code, _, said = answer("prepare", *words, offline=True)
@@ -79,15 +81,27 @@ def test_a_teacher_is_fetched_too(answer, address, tmp_path):
     words = [str(DIGITS), f"distill.teacher={{weights: '{address}'}}"]
     code, printed, said = answer("prepare", *words, offline=False)
     assert code == 0, said
-    assert str(tmp_path / "cache" / "weights" / address.rpartition("/")[2]) in printed
+    (file,) = (tmp_path / "cache").rglob("*.pth")
+    assert str(file) in printed
+
+
+def test_files_of_one_name_are_told_apart(tmp_path, address, monkeypatch):
+    monkeypatch.setenv("DISTPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    base = address.rpartition("/")[0]
+    for name in ("a", "b"):
+        (tmp_path / "server" / name).mkdir()
+        (tmp_path / "server" / name / "model.pth").write_text(name)
+    assert [local_file(f"{base}/{name}/model.pth", "model.weights").read_text() for name in ("a", "b")] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("weights", "fault"),
     [
-        ("BASE/digits-00000000.pth", 'invalid hash value (expected "00000000"'),
+        ("BASE/digits-abcdef00.pth", 'invalid hash value (expected "abcdef00"'),
         ("BASE/none.pth", "HTTP Error 404"),
-        ("http://127.0.0.1:9/none.pth", "Connection refused"),
+        ("http://127.0.0.1:9/none.pth", "Connection refused>; run this where there is a network"),
+        ("BASE/", "names no file"),
         ("torchvision:ResNet50_Weights.NONE", "torchvision has no weights 'ResNet50_Weights.NONE'"),
         ("torchvision:Nonsense", "torchvision has no weights 'Nonsense'"),
     ],

@@ -1,9 +1,8 @@
 """What the offline W&B files of a run folder hold."""
 
-import json
 from dataclasses import dataclass
 
-from distprune.tracking.wandb_file import read_records
+from distprune.tracking.wandb_file import read_items, read_records
 
 
 @dataclass
@@ -15,19 +14,14 @@ class Segment:
     rows: list
 
 
-def items(entries):
-    """Name -> value of protobuf entries that hold JSON."""
-    return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
-
-
 def segments(folder):
     """The segments of a run, the oldest first."""
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         records = list(read_records(path))
-        rows = [items(record.history.item) for record in records if record.HasField("history")]
+        rows = [read_items(record.history.item) for record in records if record.HasField("history")]
         for run in [record.run for record in records if record.HasField("run")]:  # none if killed before it was written
-            found.append(Segment(run, items(run.config.update), rows))
+            found.append(Segment(run, read_items(run.config.update), rows))
     return found
 
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from distprune.tracking.wandb_file import read_records
+from distprune.tracking.wandb_file import read_items, read_records
 from tests.jobs import DIGITS, SHORT, read_json, read_rows
-from tests.tracking.files import items, segments, steps
+from tests.tracking.files import segments, steps
 from tests.training.runs import Starter, reached
 
 
@@ -40,7 +40,7 @@ def test_the_run_has_the_id_in_the_folder_and_its_tags(folder, records):
 def test_the_config_is_the_resolved_one(records):
     configs = [record.run.config for record in records if record.HasField("run")]
     configs += [record.config for record in records if record.HasField("config")]
-    config = {name: value for c in configs for name, value in items(c.update).items()}
+    config = {name: value for c in configs for name, value in read_items(c.update).items()}
     assert config["prune"]["sparsity"] == 0.9
     assert config["phases"]["dense"]["epochs"] == 3
     assert config["world_size"] == 1
@@ -54,7 +54,7 @@ def test_trainer_step_is_the_axis_of_every_metric(records):
 
 
 def test_the_history_is_that_of_metrics_jsonl(folder, records):
-    history = [items(record.history.item) for record in records if record.HasField("history")]
+    history = [read_items(record.history.item) for record in records if record.HasField("history")]
     rows = read_rows(folder)
     assert len(history) == len(rows)
     for logged, row in zip(history, rows, strict=True):
@@ -65,7 +65,7 @@ def test_the_summary_is_there(folder, records):
     summary = {}
     for record in records:
         if record.HasField("summary"):
-            summary |= items(record.summary.update)
+            summary |= read_items(record.summary.update)
     written = read_json(folder / "summary.json")
     assert summary["prune/zeros"] == written["prune/zeros"]
     assert summary["eval/top1_drop"] == pytest.approx(written["eval/top1_drop"])

@@ -1,6 +1,6 @@
 """The main job with one fault before its start: `-m tests.training.faulty_start CONFIG ...`, with FAULT=kind:rank set.
 
-Every rank believes to be on a host of its own.
+Ranks believe to be on hosts of $PER_HOST ranks each.
 """
 
 import os
@@ -16,6 +16,10 @@ MINE = os.environ.get("RANK", "0") == RANK
 
 def sleep(*_):
     time.sleep(600)
+
+
+def no_gpu(_):
+    raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore of it")
 
 
 def another_version(versions=preflight.versions):
@@ -37,14 +41,16 @@ def an_hour_ago(clock=time.time):
 FAULTS = {
     "late": ("host", sleep),
     "version": ("versions", another_version),
+    "device": ("_device", no_gpu),
     "link": ("_sum", refuse),
     "hang": ("_sum", sleep),
     "folder": ("_appears", never_appears),
 }
 
 if __name__ == "__main__":
-    os.environ["SLURMD_NODENAME"] = f"node{os.environ['RANK']}"
-    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    per_host = int(os.environ.get("PER_HOST", 1))
+    os.environ["SLURMD_NODENAME"] = f"node{int(os.environ['RANK']) // per_host}"
+    os.environ["LOCAL_WORLD_SIZE"] = str(per_host)
     os.environ["DISTPRUNE_HOSTS"] = "node0 node1"
     if MINE and KIND == "clock":
         preflight.time.time = an_hour_ago
