@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -22,7 +23,6 @@ from distprune.tracking.tracker import Row
 from distprune.tracking.wandb_file import logged_steps
 
 BEST = {"eval/top1": "max", "eval/loss": "min"}
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SECONDS_TO_CONNECT = 3.0
 
 
@@ -50,9 +50,9 @@ class WandbTracker:
         self._failed = False
         self._known = logged_steps(folder, run_id)
         mode = _mode(settings)
-        # W&B's service is a process of its own. Slurm sends signals to every process; those that ask us to stop must
-        # not end it, and a mask is inherited.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # W&B's service is a process of its own, and Slurm sends signals to every process: SIGUSR1 must not end it, and
+        # a mask is inherited. On SIGTERM it writes what it has and ends all the same.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
         try:
             self._run = wandb.init(
                 mode=mode,
@@ -97,6 +97,9 @@ class WandbTracker:
             self._run.finish(exit_code=0 if summary is not None else 1)
 
         self._try(close)
+        if self._failed:
+            with suppress(Exception):
+                wandb.teardown()  # else it fails at exit once more, with a traceback
         if self._run.offline:
             print(f"W&B was offline; to upload: wandb sync {self._folder}/wandb/offline-run-*-{self._run.id}")
 

@@ -2,15 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from distprune.tracking.wandb import _is_reachable
 from distprune.tracking.wandb_file import read_items, read_records
 from tests.jobs import DIGITS, SHORT, read_json, read_rows
 from tests.tracking.files import segments, steps
-from tests.training.runs import Starter, reached
+from tests.training.runs import Starter, descendants, kill, reached
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +75,96 @@ def test_the_summary_is_there(folder, records):
     assert any(record.HasField("exit") and record.exit.exit_code == 0 for record in records)
 
 
-@pytest.mark.slow
-def test_after_a_kill_the_files_hold_each_step_once(tmp_path):
+@pytest.fixture
+def start_offline(tmp_path):
+    """Start a job in tmp_path/run in one process, W&B offline."""
     start = Starter(tmp_path, {**os.environ, "WANDB_MODE": "offline", "DISTPRUNE_CACHE": str(tmp_path / "cache")})
-    words = ("run.dir=run", "tracking.wandb.mode=auto", "run.log_every=2", "checkpoint.every=100")
+    return lambda *words, **how: start(0, "run.dir=run", "tracking.wandb.mode=auto", *words, **how)
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_files_hold_each_step_once(tmp_path, start_offline):
+    words = ("run.log_every=2", "checkpoint.every=100")
     folder = tmp_path / "run"
     for step in (50, 170, 350):  # the first before there is a checkpoint
-        code, output = start(0, *words, once=reached(folder, step), send=signal.SIGKILL)
+        code, output = start_offline(*words, once=reached(folder, step), send=signal.SIGKILL)
         assert code == -signal.SIGKILL, output
-    code, output = start(0, *words)
+    code, output = start_offline(*words)
     assert code == 0, output
     assert f"wandb sync run/wandb/offline-run-*-{(folder / 'wandb_id').read_text()}" in output
     found = segments(folder)
     assert {segment.run.run_id for segment in found} == {(folder / "wandb_id").read_text()}
     assert [step for segment in found for step in steps(segment)] == [row["trainer/step"] for row in read_rows(folder)]
     assert len([segment for segment in found if segment.rows]) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_every_process_stops_the_run_and_nothing_is_lost(tmp_path, start_offline, number):
+    folder = tmp_path / "run"
+
+    def signalled():
+        if not reached(folder, 100)():
+            return False
+        for process in descendants(read_json(folder / "heartbeats" / "rank-00000.json")["pid"]):
+            os.kill(process, number)
+        return True
+
+    code, output = start_offline(once=signalled, send=number)
+    assert code == 75, output
+    assert "Traceback" not in output
+    assert read_json(folder / "status.json")["state"] == "preempted"
+    if number == signal.SIGUSR1:  # else W&B's service has ended, too
+        assert "W&B has failed" not in output
+    code, output = start_offline()
+    assert code == 0, output
+    logged = [step for segment in segments(folder) for step in steps(segment)]
+    assert logged == [row["trainer/step"] for row in read_rows(folder)]
+
+
+@pytest.mark.slow
+def test_the_end_of_w_and_b_is_not_the_end_of_the_run(tmp_path, start_offline):
+    folder = tmp_path / "run"
+
+    def killed():
+        if not reached(folder, 100)():
+            return False
+        kill(descendants(read_json(folder / "heartbeats" / "rank-00000.json")["pid"]))
+        return True
+
+    code, output = start_offline(once=killed, send=signal.SIGCONT)
+    assert code == 0, output
+    assert "distprune: W&B has failed" in output
+    assert read_json(folder / "status.json")["state"] == "done"
+
+
+@pytest.mark.slow
+def test_the_accuracy_of_given_weights_is_handed_on_at_step_0(tmp_path, start_offline, folder):
+    weights = ("model.args={}", f"model.weights={folder / 'model.safetensors'}", "phases.dense.epochs=0")
+    code, output = start_offline(*weights, "phases.prune.epochs=1")
+    assert code == 0, output
+    (segment,) = segments(tmp_path / "run")
+    assert steps(segment)[0] == 0
+    assert steps(segment) == [row["trainer/step"] for row in read_rows(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(
+    ("proxies", "found"),
+    [
+        ({"http": "127.0.0.1:PORT"}, True),
+        ({"http": "http://127.0.0.1:PORT"}, True),
+        ({"http": "http://127.0.0.1:9"}, False),
+        ({"http": "http://127.0.0.1:nonsense"}, False),
+        ({"http": "http://127.0.0.1:9", "no": "localhost"}, True),
+        ({}, True),
+    ],
+)
+def test_w_and_b_is_looked_for_where_it_will_be_called(monkeypatch, proxies, found):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in proxies.items():
+            monkeypatch.setenv(f"{name}_proxy", value.replace("PORT", port))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://localhost:{port}")
+        assert _is_reachable() is found
