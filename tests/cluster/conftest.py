@@ -69,6 +69,13 @@ class Cluster:
         self.wait_until_idle()
         return self.call("sbatch", "--parsable", *words, cwd=folder)
 
+    def wait_for(self, condition, timeout=120):
+        """Wait until `condition()`."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, self.call("squeue")
+            time.sleep(0.1)
+
     def wait_until_gone(self, number, timeout=180):
         """Wait until the queue holds nothing of a job."""
         deadline = time.monotonic() + timeout

@@ -1,5 +1,6 @@
 """`slurm/train.sbatch` on a real Slurm: jobs that end in every way a cluster knows, and go on."""
 
+import json
 import os
 import signal
 from types import SimpleNamespace
@@ -45,7 +46,9 @@ def log(folder, number):
 
 
 def last_step(folder):
-    return read_rows(folder)[-1]["trainer/step"] if (folder / "metrics.jsonl").exists() else 0
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["trainer/step"] if lines else 0
 
 
 def test_two_nodes_train_one_run(undisturbed):
