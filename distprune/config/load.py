@@ -99,7 +99,8 @@ def read_mapping(path: Path, what: str, expected: str) -> tuple[dict[str, Any], 
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        what = " ".join(getattr(error, "problem", None) or str(error).split("\n", 1)[0].split())
+        told = [getattr(error, name, None) for name in ("context", "problem")] if mark else [str(error)]
+        what = " ".join(" ".join(part for part in told if part).split())
         raise ConfigError(f"not valid YAML, {where}{what}", source=str(path)) from None
     if not isinstance(values, dict):
         raise ConfigError(expected, source=str(path))
