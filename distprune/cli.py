@@ -40,33 +40,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"distprune {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Exact)
 
-    train = commands.add_parser("train", help="train and prune in this process")
-    train.add_argument("config", help="a YAML file, see configs/")
-    train.add_argument("overrides", **OVERRIDES)
-    train.set_defaults(run=_train, parser=train)
+    def add(
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        what: str,
+        takes: str = "config",
+        of: str = "a YAML file, see configs/",
+        epilog: str | None = None,
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=what, epilog=epilog)
+        command.add_argument("config", metavar=takes, help=of)
+        command.add_argument("overrides", **OVERRIDES)
+        command.set_defaults(run=run, parser=command)
+        return command
 
-    plan = commands.add_parser("plan", help="show what a run would do, and doubts about it")
-    plan.add_argument("config", help="a YAML file, see configs/")
-    plan.add_argument("overrides", **OVERRIDES)
-    plan.set_defaults(run=_plan, parser=plan)
-
-    evaluate = commands.add_parser("evaluate", help="count the accuracy of a run's weights, or a configuration's")
-    evaluate.add_argument(
-        "config", metavar="target", help="a run folder, or a YAML file whose model.weights are evaluated"
+    add("train", _train, "train and prune in this process")
+    add("plan", _plan, "show what a run would do, and doubts about it")
+    add(
+        "evaluate",
+        _evaluate,
+        "count the accuracy of a run's weights, or a configuration's",
+        takes="target",
+        of="a run folder, or a YAML file whose model.weights are evaluated",
     )
-    evaluate.add_argument("overrides", **OVERRIDES)
-    evaluate.set_defaults(run=_evaluate, parser=evaluate)
-
-    prepare = commands.add_parser("prepare", help="fetch a run's data and weights ahead, where there is a network")
-    prepare.add_argument("config", help="a YAML file, see configs/")
-    prepare.add_argument("overrides", **OVERRIDES)
-    prepare.set_defaults(run=_prepare, parser=prepare)
-
-    slurm = commands.add_parser(
-        "slurm", help="check a run and print its batch script, or submit it", epilog="See docs/slurm.md."
-    )
-    slurm.add_argument("config", help="a YAML file, see configs/")
-    slurm.add_argument("overrides", **OVERRIDES)
+    add("prepare", _prepare, "fetch a run's data and weights ahead, where there is a network")
+    slurm = add("slurm", _slurm, "check a run and print its batch script, or submit it", epilog="See docs/slurm.md.")
     slurm.add_argument("--nodes", default="1", metavar="N", help="nodes, or a range such as 1-4 (default 1)")
     slurm.add_argument("--gpus-per-node", type=int, default=0, metavar="G", help="and so many processes (default 0)")
     slurm.add_argument("--processes-per-node", type=int, metavar="P", help="on nodes without GPUs (default 1)")
@@ -84,7 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     slurm.add_argument("--mounts", metavar="SRC:DST,...", help="of the container (default: the current folder)")
     slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="such as --sbatch=--mem=0")
     slurm.add_argument("--submit", action="store_true", help="submit it")
-    slurm.set_defaults(run=_slurm, parser=slurm)
     return parser
 
 

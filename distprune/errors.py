@@ -25,6 +25,11 @@ class MissingError(ConfigError):
     """Data or weights that `distprune prepare` fetches are not here, and cannot be fetched from here."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def remedy(error: ConfigError, words: Sequence[str]) -> str:
     """The line that says which command fetches what is missing, or nothing.
 

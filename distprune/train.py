@@ -14,11 +14,10 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-import yaml
 
 from distprune.analysis.tables import print_summary
 from distprune.config import dump_config, load_config
-from distprune.errors import ConfigError, remedy
+from distprune.errors import ConfigError, reason, remedy
 from distprune.pruning import MaskMismatchError, NonFiniteError, WeightMismatchError
 from distprune.tracking import JsonLines, Progress
 from distprune.tracking.logs import log_to_file, logger
@@ -54,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         assert config.run.dir is not None
         folder = RunFolder(config.run.dir)
         if folder.is_done():
-            refuse_another_job(yaml.safe_load(folder.config.read_text(encoding="utf-8")), config)
+            refuse_another_job(folder.began_with(), config)
             if _rank() == 0:
                 print(
                     f"{folder.path} is done; `distprune evaluate {folder.path}` counts its accuracy again. "
                     "Choose another run.dir for a new run."
                 )
             return 0
-        preflight = Preflight(config, folder.path)
+        preflight = Preflight(config, folder)
         preflight.meet()
         accelerator = make_accelerator(config)
         preflight.try_links(accelerator.device)
@@ -79,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not is_lost_rank(error):
             raise
-        reason = str(error).strip().splitlines()[0]
-        print(f"distprune: rank {_rank()}: another rank ended while the run was prepared: {reason}", file=sys.stderr)
+        print(
+            f"distprune: rank {_rank()}: another rank ended while the run was prepared: {reason(error)}",
+            file=sys.stderr,
+        )
         return 1
     try:
         preflight.log()

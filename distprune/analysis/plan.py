@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -70,8 +69,8 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     """
     config = load_config(path, overrides)
     _check_folder(RunFolder(config.run.dir or ""), config)
-    anywhere = config.model_copy(update={"run": config.run.model_copy(update={"precision": "fp32"})})
-    accelerator = make_accelerator(anywhere if elsewhere else config)
+    tried = config.run.model_copy(update={"precision": "fp32"}) if elsewhere else config.run
+    accelerator = make_accelerator(config.model_copy(update={"run": tried}))
     train_images = Images(config, config.data.train_split, accelerator)
     held_out_images = Images(config, config.data.eval_split, accelerator)
     train, held_out = train_images.data, held_out_images.data
@@ -100,12 +99,11 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
 
 def _check_folder(folder: RunFolder, config: Config) -> None:
     """Refuse a folder that cannot be written, or holds another run."""
-    path = folder.path.absolute()
-    place = next(above for above in (path, *path.parents) if above.exists())
+    place = folder.nearest
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise ConfigError(f"run.dir: cannot write to {folder.path}: {place} is not a folder that can be written")
     if folder.config.exists() and (folder.is_done() or any(folder.checkpoints.glob("step-*"))):
-        refuse_another_job(yaml.safe_load(folder.config.read_text(encoding="utf-8")), config)
+        refuse_another_job(folder.began_with(), config)
 
 
 def print_plan(path: str, overrides: Sequence[str] = ()) -> None:

@@ -65,16 +65,17 @@ def read_grid(path: str) -> list[Task]:
     return tasks
 
 
-def task_words(grid: str, number: int, path: str, overrides: Sequence[str]) -> list[str]:
+def task_words(task: Task, grid: str, path: str, overrides: Sequence[str]) -> list[str]:
     """The overrides of one task: those given, its own, its run folder, and its group at W&B where none is named.
 
+    Args:
+        task: of the table `grid`.
+        grid: the table's path.
+        path, overrides: see `load_config`.
+
     Raises:
-        ConfigError: the table, the number or the configuration is wrong.
+        ConfigError: the configuration is wrong.
     """
-    tasks = read_grid(grid)
-    if not 0 <= number < len(tasks):
-        raise ConfigError(f"there is no task {number}; the table has tasks 0 to {len(tasks) - 1}", source=grid)
-    task = tasks[number]
     words = [*overrides, *task.words]
     config = load_config(path, words)
     words.append(f"run.dir={_flow(f'{config.run.dir}/{task.name}')}")

@@ -89,16 +89,16 @@ def _check_request(asked: Namespace) -> None:
 
 def _check_tasks(asked: Namespace) -> list[Plan]:
     """A plan of every task, on as many ranks as the job may have."""
-    numbers = range(len(read_grid(asked.array))) if asked.array is not None else [None]
+    tasks = read_grid(asked.array) if asked.array is not None else [None]
     plans, faults, kinds = [], [], set()
-    for number in numbers:
+    for number, task in enumerate(tasks):
         try:
             words = asked.overrides
-            if number is not None:
-                words = task_words(asked.array, number, asked.config, words)
+            if task is not None:
+                words = task_words(task, asked.array, asked.config, words)
             plans.append(make_plan(asked.config, words, _most_nodes(asked) * _per_node(asked), elsewhere=True))
         except ConfigError as error:
-            where = f"task {number} of {asked.array}: " if number is not None else ""
+            where = f"task {number} of {asked.array}: " if task is not None else ""
             faults += [f"{where}{fault}" for fault in error.faults]
             kinds.add(type(error))
     if faults:

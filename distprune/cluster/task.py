@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distprune.cluster.grid import task_words
+from distprune.cluster.grid import read_grid, task_words
 from distprune.config import load_config
 from distprune.errors import ConfigError
 
@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = given.overrides
         if given.grid is not None:
-            words = task_words(given.grid, given.task, given.config, words)
+            tasks = read_grid(given.grid)
+            if not 0 <= given.task < len(tasks):
+                raise ConfigError(
+                    f"there is no task {given.task}; the table has tasks 0 to {len(tasks) - 1}", source=given.grid
+                )
+            words = task_words(tasks[given.task], given.grid, given.config, words)
         run_dir = load_config(given.config, words).run.dir or ""
     except ConfigError as error:
         print(f"distprune: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from torch import Tensor
 from distprune.cache import is_offline
 from distprune.config.schema import Data
 from distprune.data.storage import Store, open_store
-from distprune.errors import ConfigError, MissingError
+from distprune.errors import ConfigError, MissingError, reason
 
 DIGITS_TEST_IMAGES = 360
 
@@ -75,9 +75,9 @@ def _load(config: Data, split: str) -> datasets.Dataset:
     try:
         return datasets.load_dataset(**where, split=split)
     except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        fault = f"data: cannot load split {split!r} of {config.source} {config.path}: {reason}"
-        unreachable = isinstance(error, ConnectionError) or (is_offline() and "cache" in reason)
+        said = reason(error.__cause__ or error)
+        fault = f"data: cannot load split {split!r} of {config.source} {config.path}: {said}"
+        unreachable = isinstance(error, ConnectionError) or (is_offline() and "cache" in said)
         raise (MissingError if config.source == "hub" and unreachable else ConfigError)(fault) from error
 
 

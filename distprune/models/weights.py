@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distprune.cache import cache_folder, is_offline
-from distprune.errors import ConfigError, MissingError
+from distprune.errors import ConfigError, MissingError, reason
 
 ENVELOPES = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.")
@@ -106,9 +106,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         raise ConfigError(f"{key}: cannot read {path}: it holds other things than tensors") from None
     except (OSError, EOFError, RuntimeError, LookupError, ValueError, AttributeError, SafetensorError) as error:
-        text = str(error).strip()
-        reason = "no such file" if not path.exists() else text.splitlines()[0] if text else type(error).__name__
-        raise ConfigError(f"{key}: cannot read {path}: {reason}") from None
+        raise ConfigError(f"{key}: cannot read {path}: {reason(error) if path.exists() else 'no such file'}") from None
     for envelope in ENVELOPES:
         if isinstance(content, dict) and isinstance(content.get(envelope), dict):
             content = content[envelope]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distprune.data import ImageData
-from distprune.errors import ConfigError
+from distprune.errors import ConfigError, reason
 from distprune.pruning.prunable import reshard, unwrap
 from distprune.training.buffers import copy_buffers, set_back_buffers
 from distprune.training.liveness import is_lost_rank
@@ -46,9 +46,7 @@ def check_fit(model: nn.Module, images: Tensor, classes: int, accelerator: Accel
         with torch.no_grad(), accelerator.autocast():
             logits = model(images.to(_device(model)))
     except MISFITS as error:
-        raise ConfigError(
-            f"{key}: {_name(model)} does not take images of {_shape(images)}: {_reason(error)}"
-        ) from error
+        raise ConfigError(f"{key}: {_name(model)} does not take images of {_shape(images)}: {reason(error)}") from error
     finally:
         reshard(model)
     return _outputs(logits, classes, model, key)
@@ -85,7 +83,7 @@ def rehearse(model: nn.Module, images: Tensor, labels: Tensor, classes: int, acc
         if isinstance(error, ConfigError) or is_lost_rank(error):
             raise
         raise ConfigError(
-            f"model: {_name(model)} cannot be trained on images of {_shape(images)}: {_reason(error)}"
+            f"model: {_name(model)} cannot be trained on images of {_shape(images)}: {reason(error)}"
         ) from error
     idle = [name for name, p in unwrap(model).named_parameters() if p.requires_grad and p.grad is None]
     if idle and isinstance(model, DistributedDataParallel):
@@ -119,7 +117,3 @@ def _name(model: nn.Module) -> str:
 
 def _shape(images: Tensor) -> tuple[int, ...]:
     return tuple(images.shape[1:])
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from distprune.config import Config
 from distprune.data import ImageData, Order, eval_loader, load_images, normalize, train_loader
 from distprune.data.transforms import Transforms
-from distprune.errors import ConfigError
+from distprune.errors import ConfigError, reason
 
 
 class Images:
@@ -51,9 +51,8 @@ class Images:
         except ConfigError:
             raise
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            remedy = "; Resize and CenterCrop make them equal" if "equal size" in reason else ""
-            raise ConfigError(f"{key}: fail on the first images: {reason}{remedy}") from error
+            remedy = "; Resize and CenterCrop make them equal" if "equal size" in reason(error) else ""
+            raise ConfigError(f"{key}: fail on the first images: {reason(error)}{remedy}") from error
 
     def train_batches(self, order: Order, begin: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Micro-batches from step `begin` on, without end."""

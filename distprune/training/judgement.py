@@ -62,7 +62,8 @@ def judge_reports(reports: Reports, world_size: int) -> Verdict:
     without = [rank for rank, report in reports.items() if report["device"] == "cpu"]
     if 0 < len(without) < world_size:
         names = ", ".join(_by_host({rank: reports[rank] for rank in without}))
-        verdict.faults.append(f"{names}: no GPU is seen by {_ranks(without)}, while others have {_others(kinds)}")
+        others = ", ".join(kind for kind in kinds if kind != "cpu")
+        verdict.faults.append(f"{names}: no GPU is seen by {_ranks(without)}, while others have {others}")
     elif len(kinds) > 1:
         verdict.warnings.append(f"devices differ, and the slowest sets the pace: {', '.join(kinds)}")
     verdict.lines.append(", ".join(f"{name} {version}" for name, version in first["versions"].items()))
@@ -128,10 +129,6 @@ def _by_host(reports: Reports) -> dict[str, list[int]]:
     for rank in sorted(reports):
         hosts.setdefault(reports[rank]["host"], []).append(rank)
     return hosts
-
-
-def _others(kinds: Counter[str]) -> str:
-    return ", ".join(kind for kind in kinds if kind != "cpu")
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -25,10 +25,12 @@ import torch
 import torch.distributed as dist
 
 from distprune.config import Config
+from distprune.errors import reason
 from distprune.tracking.logs import logger
 from distprune.training.hosts import host
 from distprune.training.judgement import Report, Reports, Verdict, judge_links, judge_reports
 from distprune.training.results import versions
+from distprune.training.run_folder import RunFolder
 
 C10D: Any = dist  # torch's stores have no types
 SECONDS_FOR_LINKS = 300.0
@@ -44,19 +46,19 @@ class Preflight:
     """The checks of one job, in two parts: `meet` before ranks are connected, `try_links` afterwards.
 
     Args:
-        config: of the run, whose folder need not be there yet.
-        run_dir: that folder.
+        config: of the run.
+        folder: its folder, which need not be there yet.
 
     Raises:
         PreflightError: this rank does not reach rank 0.
     """
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, folder: RunFolder) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.lines: list[str] = []
         self._config = config
-        self._run_dir = run_dir
+        self._folder = folder
         self._timeout = config.integrity.start_timeout
         self._store = self._reach_store() if self.world_size > 1 else C10D.HashStore()
         self._hosts: list[str] = []
@@ -77,7 +79,7 @@ class Preflight:
             try:
                 mine |= self._report()
             except Exception as error:
-                mine["error"] = _reason(error)
+                mine["error"] = reason(error)
             judge = partial(judge_reports, world_size=self.world_size)
             self._hosts = self._agree("meet", mine, self._timeout, judge).hosts
         finally:
@@ -105,7 +107,7 @@ class Preflight:
             mine["at"] = "done"
             mine["clock"] = time.time()
         except Exception as error:
-            mine["error"] = _reason(error)
+            mine["error"] = reason(error)
             mine["waited"] = isinstance(error, TimeoutError)
         judge = partial(judge_links, hosts=self._hosts)
         self._agree("links", mine, 2 * limit + SECONDS_TO_HEAR_FROM_RANK_0, judge)
@@ -122,7 +124,7 @@ class Preflight:
         except (RuntimeError, OSError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise PreflightError(
-                f"rank {self.rank} on {host()} cannot reach rank 0 at {where}: {_reason(error)}; hosts must resolve "
+                f"rank {self.rank} on {host()} cannot reach rank 0 at {where}: {reason(error)}; hosts must resolve "
                 "each other's names, and no firewall may stand between them"
             ) from None
         # A launcher that starts its ranks again has the same store.
@@ -130,9 +132,7 @@ class Preflight:
 
     def _make_token(self) -> Path | None:
         """A file where the run folder will be, which all ranks should see; None where it cannot be written."""
-        folder = self._run_dir.absolute()
-        place = next(above for above in (folder, *folder.parents) if above.exists())
-        token = place / f".distprune-{secrets.token_hex(8)}"
+        token = self._folder.nearest / f".distprune-{secrets.token_hex(8)}"
         try:
             token.touch()
         except OSError:  # `RunFolder.claim` says it better
@@ -243,7 +243,3 @@ def _sum_on_host(ranks: list[int], device: torch.device, timeout: float) -> floa
     took = _sum(device, cast(dist.ProcessGroup, group))
     dist.destroy_process_group(group)
     return took
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

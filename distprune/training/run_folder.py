@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -78,6 +79,16 @@ class RunFolder:
     def logs(self) -> Path:
         """A log file per rank."""
         return self.path / "logs"
+
+    @property
+    def nearest(self) -> Path:
+        """The folder, or the nearest above it that is there."""
+        path = self.path.absolute()
+        return next(place for place in (path, *path.parents) if place.exists())
+
+    def began_with(self) -> dict[str, Any]:
+        """The configuration that a run here began with."""
+        return cast(dict[str, Any], yaml.safe_load(self.config.read_text(encoding="utf-8")))
 
     def status(self) -> dict[str, Any] | None:
         """state, step, steps and error of the run, or None where there is none yet."""

@@ -78,10 +78,7 @@ class Cluster:
 
     def wait_until_gone(self, number, timeout=180):
         """Wait until the queue holds nothing of a job."""
-        deadline = time.monotonic() + timeout
-        while self.call("squeue", "-h", f"--jobs={number}", check=False):
-            assert time.monotonic() < deadline, self.call("squeue")
-            time.sleep(0.5)
+        self.wait_for(lambda: not self.call("squeue", "-h", f"--jobs={number}", check=False), timeout)
 
     def job(self, number):
         """What Slurm says of a job, by name."""

@@ -118,10 +118,10 @@ def test_a_table_of_sections_and_of_words_that_yaml_reads_otherwise(answer, tmp_
     path = tmp_path / "table.yaml"
     path.write_text("prune.exclude: [['*.bias # x', first], [last]]\nrun.precision: [fp32, bf16]\n")
     assert read_grid(str(path))[0].words == ("prune.exclude=['*.bias # x', first]", "run.precision=fp32")
-    words = task_words(str(path), 0, "configs/digits.yaml", [])
+    words = task_words(read_grid(str(path))[0], str(path), "configs/digits.yaml", [])
     folder = "runs/digits/prune.exclude=['*.bias # x', first],run.precision=fp32"
     assert load_config("configs/digits.yaml", words).run.dir == folder
-    words = task_words(str(path), 3, "configs/digits.yaml", [])
+    words = task_words(read_grid(str(path))[3], str(path), "configs/digits.yaml", [])
     assert load_config("configs/digits.yaml", words).run.dir == "runs/digits/prune.exclude=[last],run.precision=bf16"
 
 

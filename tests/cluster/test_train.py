@@ -1,6 +1,5 @@
 """`slurm/train.sbatch` on a real Slurm: jobs that end in every way a cluster knows, and go on."""
 
-import json
 import os
 import signal
 from types import SimpleNamespace
@@ -8,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.jobs import DIGITS, ROOT, read_json, read_rows
-from tests.tracking.files import segments, steps
-from tests.training.runs import JOB, reached, whole
+from tests.tracking.files import all_steps, segments
+from tests.training.runs import JOB, last_logged, reached, whole
 
 # About half a minute, so that the warning before a time limit of 2 minutes comes before the end.
 LONG = (*JOB, "phases.dense.epochs=80", "phases.prune.epochs=50", "phases.finetune.epochs=40")
@@ -45,12 +44,6 @@ def log(folder, number):
     return (folder / "logs" / f"job-{number}.log").read_text()
 
 
-def last_step(folder):
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return json.loads(lines[-1])["trainer/step"] if lines else 0
-
-
 def test_two_nodes_train_one_run(undisturbed):
     summary = read_json(undisturbed / "summary.json")
     assert read_json(undisturbed / "status.json")["state"] == "done"
@@ -72,7 +65,7 @@ def test_a_job_goes_on_whatever_stops_it_and_ends_with_the_same_bytes(cluster, j
     def trained_on():
         """Wait for the next start, and for some steps of it."""
         cluster.wait_for_state(number, "RUNNING")
-        cluster.wait(number, reached(folder, last_step(folder) + 60))
+        cluster.wait(number, reached(folder, last_logged(folder) + 60))
 
     restarts(1)  # the time limit is near
     assert "asked to stop" in log(folder, number)
@@ -103,7 +96,7 @@ def test_a_job_goes_on_whatever_stops_it_and_ends_with_the_same_bytes(cluster, j
 
     found = segments(folder)
     assert {segment.run.run_id for segment in found} == {(folder / "wandb_id").read_text()}
-    assert [step for segment in found for step in steps(segment)] == [row["trainer/step"] for row in read_rows(folder)]
+    assert all_steps(found) == [row["trainer/step"] for row in read_rows(folder)]
     assert found[-1].config["slurm"]["job_id"] == number
     assert found[-1].config["slurm"]["nodes"] == "n[1-2]"
 

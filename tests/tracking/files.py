@@ -27,3 +27,8 @@ def segments(folder):
 
 def steps(segment):
     return [row["trainer/step"] for row in segment.rows]
+
+
+def all_steps(found):
+    """The steps of some segments, one after the other."""
+    return [step for segment in found for step in steps(segment)]

@@ -4,10 +4,8 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +15,7 @@ import yaml
 
 from tests.jobs import ROOT, SHORT, read_json
 from tests.tracking.files import segments, steps
-from tests.training.runs import descendants, kill, reached
+from tests.training.runs import reached, run
 
 SWEEP, FIRST, SECOND = "sweep123", "trial001", "trial002"
 QUICK = dict(word.split("=") for word in SHORT if "wandb" not in word)
@@ -89,31 +87,13 @@ def trial(kind, name, parameters):
     return {"type": kind, "run_id": name, "program": "distprune/train.py", "args": args}
 
 
-def run(words, where, port, stop_once=lambda: False):
-    """Run to the end, which SIGTERM brings about when `stop_once()`; returns the exit code and what was printed."""
+def run_wandb(words, where, port, once=None):
+    """Run to the end, which SIGTERM brings about `once()`; returns the exit code and what was printed."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     wandb = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}
-    running = subprocess.Popen(
-        words,
-        cwd=where,
-        env={**clean, "PATH": path, "HOME": str(where), **wandb},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while running.poll() is None and time.monotonic() < deadline:
-            if stop_once():
-                running.send_signal(signal.SIGTERM)
-                break
-            time.sleep(0.02)
-        output, _ = running.communicate(timeout=60)
-    finally:
-        if running.poll() is None:
-            kill([running.pid, *descendants(running.pid)])
-    return running.returncode, output
+    environment = {**clean, "PATH": path, "HOME": str(where), **wandb}
+    return run(words, where, environment, signal.SIGTERM, once)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +103,7 @@ def sweep(tmp_path_factory, server):
     (where / "wandb").mkdir()
     for name in ("configs", "launch"):
         (where / name).symlink_to(ROOT / name)
-    code, output = run(["wandb", "sweep", "configs/sweep.yaml"], where, server.server_port)
+    code, output = run_wandb(["wandb", "sweep", "configs/sweep.yaml"], where, server.server_port)
     assert code == 0, output
     assert f"wandb agent team/distprune/{SWEEP}" in output
     grid = {key: of["values"] for key, of in yaml.safe_load(server.config)["parameters"].items()}
@@ -132,14 +112,14 @@ def sweep(tmp_path_factory, server):
     folders = where / "runs" / SWEEP
 
     server.trials = [trial("run", FIRST, {**first, **QUICK, "phases.dense.epochs": 20})]
-    _, stopped = run(agent, where, server.server_port, stop_once=reached(folders / FIRST, 10))
+    _, stopped = run_wandb(agent, where, server.server_port, once=reached(folders / FIRST, 10))
     then = read_json(folders / FIRST / "status.json")
 
     # Parameters of a trial that goes on are the whole configuration of its run, with what W&B added to it.
     known = yaml.safe_load((folders / FIRST / "config.yaml").read_text(encoding="utf-8"))
     known |= {"world_size": 2, "_wandb": {"t": {"1": [1, 5]}}, **first}
     server.trials = [trial("resume", FIRST, known), trial("run", SECOND, {**second, **QUICK})]
-    code, output = run(agent, where, server.server_port)
+    code, output = run_wandb(agent, where, server.server_port)
     assert code == 0, output
     assert server.trials == []
     return SimpleNamespace(

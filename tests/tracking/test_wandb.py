@@ -11,8 +11,8 @@ import pytest
 from distprune.tracking.wandb import _is_reachable
 from distprune.tracking.wandb_file import read_items, read_records
 from tests.jobs import DIGITS, SHORT, read_json, read_rows
-from tests.tracking.files import segments, steps
-from tests.training.runs import Starter, descendants, kill, reached
+from tests.tracking.files import all_steps, segments, steps
+from tests.training.runs import Starter, descendants, kill, reached, when
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,11 @@ def start_offline(tmp_path):
     return lambda *words, **how: start(0, "run.dir=run", "tracking.wandb.mode=auto", *words, **how)
 
 
+def service(folder):
+    """The processes that W&B has started for a run."""
+    return descendants(read_json(folder / "heartbeats" / "rank-00000.json")["pid"])
+
+
 @pytest.mark.slow
 def test_after_a_kill_the_files_hold_each_step_once(tmp_path, start_offline):
     words = ("run.log_every=2", "checkpoint.every=100")
@@ -94,7 +99,7 @@ def test_after_a_kill_the_files_hold_each_step_once(tmp_path, start_offline):
     assert f"wandb sync run/wandb/offline-run-*-{(folder / 'wandb_id').read_text()}" in output
     found = segments(folder)
     assert {segment.run.run_id for segment in found} == {(folder / "wandb_id").read_text()}
-    assert [step for segment in found for step in steps(segment)] == [row["trainer/step"] for row in read_rows(folder)]
+    assert all_steps(found) == [row["trainer/step"] for row in read_rows(folder)]
     assert len([segment for segment in found if segment.rows]) > 1
 
 
@@ -103,14 +108,11 @@ def test_after_a_kill_the_files_hold_each_step_once(tmp_path, start_offline):
 def test_a_signal_to_every_process_stops_the_run_and_nothing_is_lost(tmp_path, start_offline, number):
     folder = tmp_path / "run"
 
-    def signalled():
-        if not reached(folder, 100)():
-            return False
-        for process in descendants(read_json(folder / "heartbeats" / "rank-00000.json")["pid"]):
+    def signal_all():
+        for process in service(folder):
             os.kill(process, number)
-        return True
 
-    code, output = start_offline(once=signalled, send=number)
+    code, output = start_offline(once=when(reached(folder, 100), signal_all), send=number)
     assert code == 75, output
     assert "Traceback" not in output
     assert read_json(folder / "status.json")["state"] == "preempted"
@@ -118,21 +120,14 @@ def test_a_signal_to_every_process_stops_the_run_and_nothing_is_lost(tmp_path, s
         assert "W&B has failed" not in output
     code, output = start_offline()
     assert code == 0, output
-    logged = [step for segment in segments(folder) for step in steps(segment)]
-    assert logged == [row["trainer/step"] for row in read_rows(folder)]
+    assert all_steps(segments(folder)) == [row["trainer/step"] for row in read_rows(folder)]
 
 
 @pytest.mark.slow
 def test_the_end_of_w_and_b_is_not_the_end_of_the_run(tmp_path, start_offline):
     folder = tmp_path / "run"
-
-    def killed():
-        if not reached(folder, 100)():
-            return False
-        kill(descendants(read_json(folder / "heartbeats" / "rank-00000.json")["pid"]))
-        return True
-
-    code, output = start_offline(once=killed, send=signal.SIGCONT)
+    ended = when(reached(folder, 100), lambda: kill(service(folder)))
+    code, output = start_offline(once=ended, send=signal.SIGCONT)
     assert code == 0, output
     assert "distprune: W&B has failed" in output
     assert read_json(folder / "status.json")["state"] == "done"

@@ -41,13 +41,26 @@ def whole(folder):
     return (folder / "model.safetensors").read_bytes(), (folder / "masks.safetensors").read_bytes(), rows
 
 
+def last_logged(folder):
+    """The last step that has been logged by a run that goes on; -1 before the first."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["trainer/step"] if lines else -1
+
+
 def reached(folder, step):
     """Whether a step has been logged."""
+    return lambda: last_logged(folder) >= step
+
+
+def when(condition, act):
+    """A condition that acts when it becomes true."""
 
     def look():
-        path = folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        return bool(lines) and json.loads(lines[-1])["trainer/step"] >= step
+        if condition():
+            act()
+            return True
+        return False
 
     return look
 
@@ -67,6 +80,35 @@ def kill(pids):
             os.kill(pid, signal.SIGKILL)
 
 
+def run(words, folder, environment, send=None, once=None, everyone=False, timeout=200):
+    """Run a program to the end; or until `once()`, then send a signal to it, or to all that it has started.
+
+    Returns:
+        The exit code and what was printed.
+    """
+    running = subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        if once is not None:
+            deadline = time.monotonic() + 120
+            while not once() and running.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if running.poll() is None:
+                os.killpg(running.pid, send) if everyone else running.send_signal(send)
+        output, _ = running.communicate(timeout=timeout)
+    finally:
+        if running.poll() is None:
+            kill([running.pid, *descendants(running.pid)])
+    return running.returncode, output
+
+
 @dataclass
 class Starter:
     """Starts the job in a folder."""
@@ -80,24 +122,5 @@ class Starter:
         Returns:
             The exit code and what was printed.
         """
-        running = subprocess.Popen(
-            command(processes, *overrides, **how),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            if once is not None:
-                deadline = time.monotonic() + 120
-                while not once() and running.poll() is None and time.monotonic() < deadline:
-                    time.sleep(0.02)
-                if running.poll() is None:
-                    os.killpg(running.pid, send) if everyone else running.send_signal(send)
-            output, _ = running.communicate(timeout=timeout)
-        finally:
-            if running.poll() is None:
-                kill([running.pid, *descendants(running.pid)])
-        return running.returncode, output
+        words = command(processes, *overrides, **how)
+        return run(words, self.folder, self.environment, send, once, everyone, timeout)

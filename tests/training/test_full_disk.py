@@ -9,7 +9,7 @@ import pytest
 
 from distprune.training.checkpoint import Checkpoints
 from tests.jobs import read_json
-from tests.training.runs import reached, whole
+from tests.training.runs import reached, when, whole
 
 
 @pytest.fixture
@@ -35,18 +35,6 @@ def fill(folder):
     with suppress(OSError), (folder / "of somebody else").open("wb", buffering=0) as file:
         while True:
             file.write(b"0" * 4096)
-
-
-def when(condition, act):
-    """A condition that acts when it becomes true."""
-
-    def look():
-        if condition():
-            act()
-            return True
-        return False
-
-    return look
 
 
 @pytest.fixture
