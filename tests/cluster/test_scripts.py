@@ -25,9 +25,12 @@ COMMANDS = {
 
 
 @pytest.fixture
-def answer(monkeypatch, capsys):
-    """Call `distprune slurm` in the repository's root; its exit code, and what it printed."""
-    monkeypatch.chdir(ROOT)
+def answer(monkeypatch, capsys, tmp_path_factory):
+    """Call `distprune slurm` in a folder like the repository's root, without its runs; exit code, and what it printed."""
+    folder = tmp_path_factory.mktemp("root")
+    for name in ("configs", "launch", "README.md"):
+        (folder / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(folder)
 
     def call(*words):
         code = main(["slurm", *words])

@@ -175,5 +175,5 @@ def cause_of(rank, output):
     """The one line in which a rank says why it ended."""
     (cause,) = re.findall(rf"^distprune: (rank {rank} at step \d+: .*)$", output, re.MULTILINE)
     assert "another rank does not answer" in cause
-    assert f'File "{ROOT}' not in output
+    assert f'File "{ROOT}/distprune/' not in output
     return cause
