@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+SPARSITIES = "0.5,0.7,0.8,0.9,0.95,0.98,0.99"
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "section.key=value", "help": "settings that replace the file's"}
 
 
@@ -63,6 +64,16 @@ def _parser() -> argparse.ArgumentParser:
         takes="target",
         of="a run folder, or a YAML file whose model.weights are evaluated",
     )
+    sensitivity = add(
+        "sensitivity",
+        _sensitivity,
+        "prune each layer alone, and propose a sparsity for each",
+        epilog="On several GPUs: accelerate launch -m distprune.cli sensitivity CONFIG. See docs/sensitivity.md.",
+    )
+    sensitivity.add_argument(
+        "--sparsities", default=SPARSITIES, metavar="S,S,...", help=f"at which each is measured (default {SPARSITIES})"
+    )
+    sensitivity.add_argument("--out", metavar="DIR", help="folder for what is found (default: run.dir-sensitivity)")
     add("prepare", _prepare, "fetch a run's data and weights ahead, where there is a network")
     slurm = add("slurm", _slurm, "check a run and print its batch script, or submit it", epilog="See docs/slurm.md.")
     slurm.add_argument("--nodes", default="1", metavar="N", help="nodes, or a range such as 1-4 (default 1)")
@@ -109,6 +120,26 @@ def _evaluate(words: argparse.Namespace) -> int:
     return _answer(lambda: print_evaluation(words.config, words.overrides), words)
 
 
+def _sensitivity(words: argparse.Namespace) -> int:
+    from distprune.analysis.sensitivity import print_sensitivity
+    from distprune.errors import reason
+    from distprune.train import STOPPED_EARLY, report
+    from distprune.training.liveness import is_lost_rank
+    from distprune.training.stopping import Stopped
+
+    try:
+        return _answer(lambda: print_sensitivity(words.config, words.overrides, words.sparsities, words.out), words)
+    except (Stopped, KeyboardInterrupt) as stop:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"distprune: {stop or 'stopped by a signal'}; the same command goes on", file=sys.stderr)
+        return STOPPED_EARLY
+    except Exception as error:
+        if not is_lost_rank(error):
+            raise
+        report(f"another rank has ended: {reason(error)}; the same command goes on")
+        return 1
+
+
 def _prepare(words: argparse.Namespace) -> int:
     from distprune.cluster.prepare import prepare
 
@@ -132,8 +163,10 @@ def _answer(command: Callable[[], None], words: argparse.Namespace) -> int:
     try:
         command()
     except ConfigError as error:
+        from distprune.train import report
+
         config = f"{words.config}/config.yaml" if os.path.isdir(words.config) else words.config
-        print(f"distprune: {error}{remedy(error, [config, *words.overrides])}", file=sys.stderr)
+        report(f"{error}{remedy(error, [config, *words.overrides])}")
         return 2
     return 0
 

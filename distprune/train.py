@@ -203,7 +203,7 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     )
     if checkpoint is not None:
         progress.say(f"going on from step {begin}, {checkpoint.path}")
-    for warning in job.timetable.warnings:
+    for warning in job.timetable.pruning.warnings:
         logger.warning(warning)
 
 

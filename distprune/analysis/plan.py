@@ -14,15 +14,17 @@ from torch.optim import SGD
 
 from distprune.config import Config, dump_config, load_config
 from distprune.errors import ConfigError
-from distprune.pruning import CubicSchedule, LayerSparsity, NonFiniteError, Pruner
+from distprune.pruning import LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
 from distprune.training.checks import check_fit, check_labels, check_teacher, rehearse
 from distprune.training.devices import make_accelerator
+from distprune.training.features import feature_widths, student_taps, teacher_taps
 from distprune.training.images import Images
+from distprune.training.methods import make_score, watches_gradients
 from distprune.training.phases import Timetable, make_timetable
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import (
-    load_teacher,
+    load_teachers,
     make_model,
     make_optimizer,
     make_order,
@@ -53,7 +55,7 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What is probably not meant."""
-        return [*self.timetable.warnings, *_doubts(self.config, self.layers, self.timetable)]
+        return [*self.timetable.pruning.warnings, *_doubts(self.config, self.layers, self.timetable)]
 
 
 def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, elsewhere: bool = False) -> Plan:
@@ -80,11 +82,15 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     model = make_model(config, len(train.classes)).to(accelerator.device)
     outputs = check_fit(model, held_out_images.first_images(), len(train.classes), accelerator)
     images, labels = train_images.first_samples()
-    rehearse(model, images, labels, len(train.classes), accelerator)
-    teacher = load_teacher(config, len(train.classes))
-    if teacher is not None:
-        check_teacher(teacher.to(accelerator.device), images, outputs, len(train.classes), accelerator)
-    pruner = make_pruner(model, make_optimizer(model, config), timetable, config)
+    student, dense = student_taps(config.distill, model)
+    with student, dense:
+        rehearse(model, images, labels, len(train.classes), accelerator)
+    taught = {}
+    for key, teacher in load_teachers(config, len(train.classes)).items():
+        taps = teacher_taps(config.distill, key, teacher.to(accelerator.device))
+        taught[key] = check_teacher(teacher, taps, images, outputs, len(train.classes), accelerator, key)
+    feature_widths(config.distill, student, dense, taught, len(images))
+    pruner = make_pruner(model, make_optimizer(model, config), timetable.pruning.schedule, config)
     return Plan(
         config,
         timetable,
@@ -127,21 +133,17 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
 
 
 def _pruned_at_once(model: nn.Module, config: Config) -> dict[str, LayerSparsity]:
-    """What the global threshold would leave of the starting weights."""
-    prune = config.prune
-    at_once = CubicSchedule(prune.sparsity, begin=0, end=0)
-    pruner = Pruner(
-        model,
-        SGD(model.parameters()),
-        at_once,
-        include=prune.include,
-        exclude=prune.exclude,
-        embeddings=prune.embeddings,
-    )
+    """What would be left of the starting weights; scores that look at gradients know nothing yet, so by magnitude."""
+    score = make_score(config)
+    at_once = OneShotSchedule(config.prune.sparsity)
+    instead = magnitude if watches_gradients(score) else score
+    pruner = make_pruner(model, SGD(model.parameters()), at_once, config, instead)
     try:
         pruner.step()
     except NonFiniteError as error:
         raise ConfigError(f"model.weights: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"prune: {error}") from None
     return pruner.layers()
 
 
@@ -157,8 +159,8 @@ def _phase_table(timetable: Timetable, steps_per_epoch: int) -> Table:
 
 
 def _schedule_table(timetable: Timetable, weights: int) -> Table:
-    schedule = timetable.schedule
-    updates = [step for step in range(schedule.begin, schedule.end + 1) if schedule.is_update(step)]
+    pruning, schedule = timetable.pruning, timetable.pruning.schedule
+    updates = [step for step in range(pruning.begin, pruning.end + 1) if schedule.is_update(step)]
     table = Table(title=f"Sparsity, {len(updates):,} updates", title_justify="left")
     for column in ("after step", "sparsity", "zeros"):
         table.add_column(column, justify="right")

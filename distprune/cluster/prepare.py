@@ -27,10 +27,10 @@ def prepare(path: str, overrides: Sequence[str] = ()) -> None:
         raise ConfigError(*(f"{fault}; {instead}" for fault in error.faults)) from None
     config, (train, held_out) = plan.config, plan.images
     print(f"data      {config.data.path or config.data.source}: {train:,} and {held_out:,} images")
-    teacher = config.distill.teacher if config.distill is not None else None
     sources = {"model.weights": config.model.weights}
-    if isinstance(teacher, Teacher):
-        sources["distill.teacher.weights"] = teacher.weights
+    for key, teacher in config.distill.teachers.items() if config.distill is not None else ():
+        if isinstance(teacher, Teacher):
+            sources[f"{key}.weights"] = teacher.weights
     for key, source in sources.items():
         if source is not None:
             file = local_file(source, key).absolute()

@@ -40,6 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     expected = "a configuration is a mapping of sections such as model, data, prune"
     values, lines, faults = read_mapping(Path(path), "the configuration", expected)
     faults += [fault for word in overrides if (fault := _override(values, lines, word))]
+    _read_table(values)
     config, wrong = None, set[str]()
     while config is None:
         try:
@@ -112,6 +113,18 @@ def read_mapping(path: Path, what: str, expected: str) -> tuple[dict[str, Any], 
             twice.append(f"{path}:{line}, {key}: is given twice, before in line {lines[key]}; leave one out")
         lines.setdefault(key, line)
     return values, lines, twice
+
+
+def _read_table(values: dict[str, Any]) -> None:
+    """Put the table that prune.allocation names in its place, so that a run keeps to it though the file changes."""
+    prune = values.get("prune")
+    name = prune.get("allocation") if isinstance(prune, dict) else None
+    if isinstance(name, str) and name.endswith((".yaml", ".yml")):
+        expected = "a table is a mapping of layers to sparsities, such as {'*': 0.9}"
+        table, _, faults = read_mapping(Path(name), "the table of prune.allocation", expected)
+        if faults:
+            raise ConfigError(*faults, source=name)
+        prune["allocation"] = table  # type: ignore[index]
 
 
 def _siblings(path: Path) -> list[str]:
@@ -208,7 +221,7 @@ def _fields(location: Sequence[str | int]) -> list[str]:
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for arm in get_args(annotation) for model in _models(arm)]
+    return list(dict.fromkeys(model for arm in get_args(annotation) for model in _models(arm)))
 
 
 def _tags(models: Sequence[type[BaseModel]]) -> set[str]:

@@ -6,9 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from distprune.entries import near
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+SCHEDULES = ("cubic", "linear", "polynomial", "exponential", "cosine", "oneshot")
+SCORES = ("magnitude", "taylor", "movement", "random")
+ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 PhaseName = Literal["dense", "prune", "finetune"]
 
 
@@ -174,6 +180,20 @@ def _optimizer_name(value: Any) -> Any:
 Optimizer = Annotated[Annotated[SGD, Tag("sgd")] | Annotated[AdamW, Tag("adamw")], Discriminator(_optimizer_name)]
 
 
+def _arm(value: Any) -> str:
+    """Which arm of a union of a plain value and a section a value is meant for."""
+    return "(section)" if isinstance(value, (dict, Section)) else "(plain)"
+
+
+class Limit(Section):
+    """Bounds of the sparsity of a layer, met together with that of the model."""
+
+    min: Share = 0.0
+    """The least at the end; it rises as prune.sparsity does."""
+    max: Share = 1.0
+    """The greatest at any time."""
+
+
 class Prune(Section):
     """What is pruned, how far, and how fast."""
 
@@ -181,6 +201,22 @@ class Prune(Section):
     """Final fraction of the prunable weights that is zero."""
     initial: Fraction = 0.0
     """Sparsity at the first update."""
+    schedule: str = "cubic"
+    """How it rises: cubic, linear, polynomial, exponential, cosine, oneshot (all at once, before the phase prune), or
+    package.module:Class, called with final, begin, end, every and initial."""
+    power: Positive = 3.0
+    """Of the schedule polynomial."""
+    score: str = "magnitude"
+    """What a weight is worth: magnitude, taylor, movement, random, or package.module:function."""
+    allocation: Annotated[
+        Annotated[str, Tag("(plain)")] | Annotated[dict[str, Share], Tag("(section)")], Discriminator(_arm)
+    ] = "global"
+    """How layers share the zeros: global, uniform, erk, lamp, or a table of final sparsities, {pattern: sparsity}, or
+    a YAML file of one."""
+    bounds: dict[str, Limit] = {}
+    """Least and greatest sparsity of layers, by pattern as in include: {pattern: {min: 0.5, max: 0.9}}."""
+    min_weights: Annotated[int, Field(ge=0)] = 1
+    """So many weights stay in every layer that has more; 0 lets layers be emptied."""
     every: Count = 100
     """Optimizer steps between updates."""
     length: Length | None = None
@@ -204,22 +240,94 @@ class Teacher(Section):
     """Keyword arguments of its constructor."""
 
 
+class Ramp(Section):
+    """A number that changes while the teacher teaches: from its first step to its last, or in each round of pruning."""
+
+    shape: Literal["linear", "cosine"] = "linear"
+    """Evenly, or along half a cosine: slow, fast, slow."""
+
+
+class AlphaRamp(Ramp):
+    """A weight of the teacher that changes."""
+
+    begin: Annotated[float, Field(ge=0, le=1)]
+    """At the first step."""
+    end: Annotated[float, Field(ge=0, le=1)]
+    """At the last step."""
+
+
+class TemperatureRamp(Ramp):
+    """A temperature that changes."""
+
+    begin: Positive
+    """At the first step."""
+    end: Positive
+    """At the last step."""
+
+
+class Feature(Section):
+    """A module of the student whose output is drawn to that of one of a teacher (FitNets, Romero et al. 2015)."""
+
+    student: str
+    """A module of the student, as in its named_modules()."""
+    teacher: str
+    """A module of the teacher."""
+    loss: Literal["mse", "cosine"] = "mse"
+    """mse: mean over all elements; cosine: 1 - cosine over channels, mean over positions and batch."""
+    weight: Positive = 1.0
+    """Factor of the loss."""
+    of: Annotated[int, Field(ge=0)] = 0
+    """Which of several teachers, from 0."""
+
+
+def _arm_or_list(value: Any) -> str:
+    return "(list)" if isinstance(value, list) else _arm(value)
+
+
+OneTeacher = Annotated[
+    Annotated[Literal["dense"], Tag("(plain)")] | Annotated[Teacher, Tag("(section)")],
+    Discriminator(_arm),
+]
+
+
 class Distill(Section):
-    """Logit distillation (Hinton et al. 2015): alpha T^2 KL(teacher || student) + (1 - alpha) cross-entropy."""
+    """alpha T^2 KL(teacher || student) + (1 - alpha) cross-entropy (Hinton et al. 2015), and features."""
 
     teacher: Annotated[
-        Annotated[Literal["dense"], Tag("(word)")] | Annotated[Teacher, Tag("(model)")],
-        Discriminator(lambda value: "(model)" if isinstance(value, (dict, Teacher)) else "(word)"),
+        Annotated[Literal["dense"], Tag("(plain)")]
+        | Annotated[Teacher, Tag("(section)")]
+        | Annotated[list[OneTeacher], Field(min_length=1), Tag("(list)")],
+        Discriminator(_arm_or_list),
     ] = "dense"
-    """dense: the model as it is before pruning; or {weights: FILE}, {name: MODEL, weights: FILE}."""
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Weight of the teacher."""
-    temperature: Positive = 4.0
-    """Softens both distributions."""
+    """dense: the model as it is before pruning; {weights: FILE}; {name: MODEL, weights: FILE}; or a list of these."""
+    alpha: Annotated[
+        Annotated[float, Field(ge=0, le=1), Tag("(plain)")] | Annotated[AlphaRamp, Tag("(section)")],
+        Discriminator(_arm),
+    ] = 0.9
+    """Weight of the teacher: a number, or {begin: 0.9, end: 0.5, shape: linear}."""
+    temperature: Annotated[
+        Annotated[float, Field(gt=0), Tag("(plain)")] | Annotated[TemperatureRamp, Tag("(section)")],
+        Discriminator(_arm),
+    ] = 4.0
+    """Softens the distributions: a number, or {begin: 8.0, end: 2.0, shape: linear}."""
+    features: list[Feature] = []
+    """Outputs of modules that are matched too."""
     phases: list[PhaseName] = ["prune", "finetune"]
     """Phases in which the teacher teaches."""
     sharded: bool = False
     """Shard the teacher as the launcher's FSDP settings shard the student; else every rank holds all of it."""
+
+    @property
+    def teachers(self) -> dict[str, Literal["dense"] | Teacher]:
+        """All teachers in order, each by the setting that names it."""
+        if isinstance(self.teacher, list):
+            return {f"distill.teacher.{index}": teacher for index, teacher in enumerate(self.teacher)}
+        return {"distill.teacher": self.teacher}
+
+    @property
+    def dense(self) -> str | None:
+        """The setting that names the model before pruning, if it teaches."""
+        return next((key for key, teacher in self.teachers.items() if teacher == "dense"), None)
 
 
 class Eval(Section):
@@ -312,8 +420,8 @@ class Config(Section):
 
 def combination_faults(config: Config) -> list[str]:
     """What is wrong with keys that are each right by themselves, one line a fault."""
-    faults = [*_phase_faults(config), *_teacher_faults(config)]
-    data, prune, optimizer = config.data, config.prune, config.optimizer
+    faults = [*_phase_faults(config), *_prune_faults(config), *_teacher_faults(config)]
+    data, optimizer = config.data, config.optimizer
     if data.source == "digits" and data.path is not None:
         faults.append("data.path: digits ships with scikit-learn and takes no path; leave it out")
     if data.source != "digits" and data.path is None:
@@ -322,8 +430,6 @@ def combination_faults(config: Config) -> list[str]:
         faults.append(f"data.mean: has {len(data.mean)} values; give 1 to read images as grey, or 3 as RGB")
     if len(data.mean) != len(data.std):
         faults.append(f"data.mean: {len(data.mean)} values, but data.std has {len(data.std)}; give as many of each")
-    if prune.initial > prune.sparsity:
-        faults.append(f"prune.initial: {prune.initial} is above prune.sparsity {prune.sparsity}; sparsity only rises")
     if isinstance(optimizer, SGD) and optimizer.nesterov and optimizer.momentum == 0:
         faults.append("optimizer.nesterov: needs a momentum above 0; set optimizer.momentum")
     if config.run.device == "cpu" and config.run.precision == "fp16":
@@ -363,7 +469,7 @@ def _phase_faults(config: Config) -> list[str]:
             )
     if all(is_empty(phase) for phase in phases.values()):
         faults.append("phases: all are of length 0; give one of them steps or epochs")
-    elif config.prune.sparsity > 0 and is_empty(phases["prune"]):
+    elif config.prune.sparsity > 0 and config.prune.schedule != "oneshot" and is_empty(phases["prune"]):
         faults.append(
             f"phases.prune: has no length, so prune.sparsity {config.prune.sparsity} is never reached; "
             "give it steps or epochs, or set prune.sparsity to 0"
@@ -371,14 +477,62 @@ def _phase_faults(config: Config) -> list[str]:
     return faults
 
 
+def _prune_faults(config: Config) -> list[str]:
+    prune, faults = config.prune, []
+    if prune.initial > prune.sparsity:
+        faults.append(f"prune.initial: {prune.initial} is above prune.sparsity {prune.sparsity}; sparsity only rises")
+    choices = {"schedule": SCHEDULES, "score": SCORES, "allocation": ALLOCATIONS}
+    for key, known in choices.items():
+        value = getattr(prune, key)
+        if isinstance(value, str) and value not in known and (key == "allocation" or ":" not in value):
+            others = (
+                "a table {pattern: sparsity}, or a YAML file of one" if key == "allocation" else "package.module:name"
+            )
+            hint = "" if value != "lamp" else "; lamp is an allocation: prune.allocation=lamp"
+            faults.append(f"prune.{key}: no {key} {value!r}{near(value, known)}, and {others}{hint}")
+    if prune.schedule == "oneshot":
+        if prune.initial > 0:
+            faults.append("prune.initial: oneshot prunes once; leave it out")
+        if prune.length is not None:
+            faults.append("prune.length: oneshot prunes once; leave it out")
+    if prune.schedule != "polynomial" and prune.power != 3.0:
+        faults.append(f"prune.power: only for schedule polynomial, not {prune.schedule}; set prune.schedule=polynomial")
+    if prune.allocation == "lamp" and prune.score != "magnitude":
+        faults.append(
+            f"prune.allocation: lamp scales magnitudes, and takes no score {prune.score}; leave out prune.score"
+        )
+    if prune.score in ("taylor", "movement") and is_empty(config.phases.dense):
+        if prune.schedule == "oneshot" or prune.initial > 0:
+            faults.append(
+                f"prune.score: {prune.score} has seen no gradient when pruning begins; give phases.dense some steps "
+                "at a low rate"
+            )
+    for pattern, limit in prune.bounds.items():
+        if limit.min > limit.max:
+            faults.append(f"prune.bounds.{pattern}: min {limit.min} is above max {limit.max}")
+    return faults
+
+
 def _teacher_faults(config: Config) -> list[str]:
     distill = config.distill
-    if distill is None or distill.teacher != "dense":
+    if distill is None:
         return []
     faults = []
+    if not distill.phases:
+        faults.append("distill.phases: is empty, so the teacher never teaches; name a phase, or set distill to null")
+    for index, feature in enumerate(distill.features):
+        if feature.of >= len(distill.teachers):
+            faults.append(
+                f"distill.features.{index}.of: {feature.of}, but the teachers of distill.teacher are numbered from 0 "
+                f"to {len(distill.teachers) - 1}"
+            )
+    if distill.dense is None:
+        return faults
+    if list(distill.teachers.values()).count("dense") > 1:
+        faults.append("distill.teacher: dense is there twice; leave one out")
     if is_empty(config.phases.dense) and config.model.weights is None:
         faults.append(
-            "distill.teacher: dense would be an untrained model; give phases.dense a length, or set model.weights"
+            f"{distill.dense}: dense would be an untrained model; give phases.dense a length, or set model.weights"
         )
     if "dense" in distill.phases:
         faults.append("distill.phases: the dense phase makes the teacher and cannot have it; leave dense out")

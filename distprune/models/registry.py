@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from distprune.entries import imported, near
 from distprune.errors import ConfigError
 from distprune.models.cifar_resnet import resnet20, resnet32, resnet56
 from distprune.models.small import digits_cnn, lenet300
@@ -49,7 +48,7 @@ def _find(name: str, key: str) -> tuple[Constructor, bool]:
     if not colon:
         if name not in OURS:
             raise ConfigError(
-                f"{key}.name: no model {name!r}{_near(name, list(OURS))}; others are torchvision:NAME, "
+                f"{key}.name: no model {name!r}{near(name, list(OURS))}; others are torchvision:NAME, "
                 "timm:NAME and package.module:function"
             )
         return OURS[name], True
@@ -58,7 +57,7 @@ def _find(name: str, key: str) -> tuple[Constructor, bool]:
 
         names = models.list_models()
         if entry not in names:
-            raise ConfigError(f"{key}.name: torchvision has no model {entry!r}{_near(entry, names)}")
+            raise ConfigError(f"{key}.name: torchvision has no model {entry!r}{near(entry, names)}")
         return lambda **args: models.get_model(entry, weights=None, **args), True
     if library == "timm":
         try:
@@ -66,21 +65,7 @@ def _find(name: str, key: str) -> tuple[Constructor, bool]:
         except ImportError:
             raise ConfigError(f"{key}.name: {name} needs timm; pip install 'distprune[timm]'") from None
         if not timm.is_model(entry):
-            raise ConfigError(f"{key}.name: timm has no model {entry!r}{_near(entry, timm.list_models())}")
+            raise ConfigError(f"{key}.name: timm has no model {entry!r}{near(entry, timm.list_models())}")
         return lambda **args: timm.create_model(entry, pretrained=False, **args), True
-    return _imported(library, entry, name, key)
-
-
-def _imported(module: str, entry: str, name: str, key: str) -> tuple[Constructor, bool]:
-    try:
-        found = importlib.import_module(module)
-    except (ImportError, TypeError, ValueError) as error:
-        raise ConfigError(f"{key}.name: cannot import {module!r} for {name}: {error}") from error
-    if not callable(constructor := getattr(found, entry, None)):
-        raise ConfigError(f"{key}.name: {module} has no function {entry!r}{_near(entry, dir(found))}")
+    constructor = imported(name, f"{key}.name")
     return constructor, "num_classes" in inspect.signature(constructor).parameters
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}" if len(known) < 20 else ""

@@ -1,22 +1,63 @@
-"""The core: exact, distributed magnitude pruning. Needs torch and nothing else."""
+"""The core: exact, distributed pruning. Needs torch and nothing else."""
 
 from distprune.pruning.agreement import MaskMismatchError, WeightMismatchError, compare_replicas
+from distprune.pruning.allocation import (
+    Allocation,
+    ErdosRenyiKernel,
+    GlobalAllocation,
+    LampAllocation,
+    TableAllocation,
+    UniformAllocation,
+)
+from distprune.pruning.limits import Bounds
 from distprune.pruning.prunable import Prunable, Selection, find_prunable
 from distprune.pruning.pruner import LayerSparsity, Pruner, PruneReport
-from distprune.pruning.schedule import CubicSchedule, Schedule
+from distprune.pruning.schedule import (
+    CosineSchedule,
+    CubicSchedule,
+    ExponentialSchedule,
+    GradualSchedule,
+    LinearSchedule,
+    OneShotSchedule,
+    PolynomialSchedule,
+    RoundsSchedule,
+    Schedule,
+)
+from distprune.pruning.scores import GradientScore, Movement, Piece, Random, Score, Taylor, magnitude
 from distprune.pruning.threshold import NonFiniteError
 
 __all__ = [
+    "Allocation",
+    "Bounds",
+    "CosineSchedule",
     "CubicSchedule",
+    "ErdosRenyiKernel",
+    "ExponentialSchedule",
+    "GlobalAllocation",
+    "GradientScore",
+    "GradualSchedule",
+    "LampAllocation",
     "LayerSparsity",
+    "LinearSchedule",
     "MaskMismatchError",
+    "Movement",
     "NonFiniteError",
+    "OneShotSchedule",
+    "Piece",
+    "PolynomialSchedule",
     "Prunable",
     "PruneReport",
     "Pruner",
+    "Random",
+    "RoundsSchedule",
     "Schedule",
+    "Score",
     "Selection",
+    "TableAllocation",
+    "Taylor",
+    "UniformAllocation",
     "WeightMismatchError",
     "compare_replicas",
     "find_prunable",
+    "magnitude",
 ]

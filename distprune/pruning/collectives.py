@@ -27,6 +27,12 @@ class Ranks:
             dist.all_reduce(values, group=self._group)
         return values
 
+    def max(self, values: Tensor) -> Tensor:
+        """The largest of `values` over all ranks, in place; one collective, none for one rank."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group)
+        return values
+
     def gather(self, values: Tensor) -> Tensor:
         """Stack equally shaped `values` of all ranks, shape (world_size, *values.shape). For error reports."""
         if self.world_size == 1:

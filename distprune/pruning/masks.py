@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distprune.pruning.hashing import scramble
 from distprune.pruning.shards import CHUNK, INT_OF_SIZE, Part, chunks, flat
 
 _GATHER_BYTES_TO_BITS = 0x0102_0408_1020_4080
@@ -75,7 +76,7 @@ def packed_shape(shape: torch.Size) -> tuple[int, int]:
 def digest(mask: Tensor, part: Part) -> Tensor:
     """A 64-bit fingerprint (int64 scalar) of the part `mask` of a mask.
 
-    It is the sum over the bytes of the packed mask of byte * mix(position), modulo 2^64, so the fingerprints of the
+    It is the sum over the bytes of the packed mask of byte * factor(position), modulo 2^64, so the fingerprints of the
     parts of one mask add up to that of the whole, however it is cut.
     """
     total = torch.zeros((), dtype=torch.int64, device=mask.device)
@@ -85,13 +86,13 @@ def digest(mask: Tensor, part: Part) -> Tensor:
         for rows, columns in _pieces(packed_shape(mask.shape)):
             row = torch.arange(first + rows.start, first + rows.stop, device=mask.device)
             byte = torch.arange(columns.start, columns.stop, device=mask.device)
-            total += (_mix(row[:, None] * row_bytes + byte) * _pack_piece(mask, rows, columns)).sum()
+            total += (_factors(row[:, None] * row_bytes + byte) * _pack_piece(mask, rows, columns)).sum()
         return total
     bools, row_length = flat(mask), torch.Size(part.whole[1:]).numel()
     for begin, end in chunks(0, len(bools), CHUNK // 8):
         index = part.indices(mask, begin, end)
         row, element = index // row_length, index % row_length
-        total += (_mix(row * row_bytes + element // 8) * (bools[begin:end].long() << element % 8)).sum()
+        total += (_factors(row * row_bytes + element // 8) * (bools[begin:end].long() << element % 8)).sum()
     return total
 
 
@@ -129,9 +130,6 @@ def _pack_piece(mask: Tensor, rows: slice, columns: slice) -> Tensor:
     return packed.to(torch.uint8).view(len(bools), -1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """Scramble int64 counters (finaliser of SplitMix64, Steele et al. 2014, with arithmetic shifts); odd results."""
-    x = (x + 1) * -0x61C8_8646_80B5_83EB
-    x = (x ^ (x >> 30)) * -0x40A7_B892_E31B_1A47
-    x = (x ^ (x >> 27)) * -0x6B2F_B644_ECCE_EE15
-    return (x ^ (x >> 31)) | 1
+def _factors(position: Tensor) -> Tensor:
+    """Odd factors, so that no bit of what they multiply is lost."""
+    return scramble(position) | 1

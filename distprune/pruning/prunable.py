@@ -106,9 +106,10 @@ def find_prunable(
     model = unwrap(model)
     parameters = dict(model.named_parameters())
     default, left_out = _prunable_by_default(model, embeddings)
-    chosen = [n for n in parameters if n in _matching(include, parameters, default)] if include else list(default)
+    included = matching(include, parameters, default) if include else set(default)
+    chosen = [name for name in parameters if name in included]
     left_out |= {name: "not included" for name in default if name not in chosen}
-    excluded = _matching(exclude, parameters, default)
+    excluded = matching(exclude, parameters, default)
     tensors: list[Prunable] = []
     offset = 0
     for name in chosen:
@@ -123,8 +124,8 @@ def find_prunable(
     if not tensors:
         reasons = "; ".join(f"{n}: {r}" for n, r in left_out.items()) or "it has no conv or linear weight"
         raise ValueError(f"nothing to prune in {type(model).__name__}: {reasons}")
-    included = {t.name for t in tensors}
-    return Selection(tuple(tensors), {n: r for n, r in left_out.items() if n not in included})
+    pruned = {t.name for t in tensors}
+    return Selection(tuple(tensors), {n: r for n, r in left_out.items() if n not in pruned})
 
 
 def reshard(model: nn.Module) -> None:
@@ -165,11 +166,16 @@ def _prunable_by_default(model: nn.Module, embeddings: bool) -> tuple[dict[str, 
     return default, left_out
 
 
-def _matching(patterns: Sequence[str], parameters: Iterable[str], default: Iterable[str]) -> set[str]:
+def matching(patterns: Sequence[str], names: Iterable[str], default: Iterable[str]) -> set[str]:
+    """Those of `names` that match a pattern, see `find_prunable`; `first` and `last` are of `default`.
+
+    Raises:
+        ValueError: a pattern matches nothing; the message has the nearest name.
+    """
     if isinstance(patterns, str):
         raise ValueError(f"patterns must be a list, got the text {patterns!r}; write [{patterns!r}]")
     ordered = list(default)
-    modules = {n: n.rpartition(".")[0] for n in parameters}
+    modules = {n: n.rpartition(".")[0] for n in names}
     matched: set[str] = set()
     for pattern in patterns:
         if pattern in POSITION_WORDS:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,12 +16,17 @@ from torch.optim import Optimizer
 
 from distprune.pruning import masks as mask_ops
 from distprune.pruning.agreement import Copies, MaskMismatchError, checksum
+from distprune.pruning.allocation import Allocation, GlobalAllocation, LampAllocation
 from distprune.pruning.collectives import Ranks
+from distprune.pruning.limits import Bounds, bounds_of, make_limits
 from distprune.pruning.prunable import Prunable, find_prunable
 from distprune.pruning.schedule import Schedule
-from distprune.pruning.scores import KeyFormat
+from distprune.pruning.scorer import Scorer
+from distprune.pruning.scores import Score, magnitude
 from distprune.pruning.shards import chunks, flat, local
-from distprune.pruning.threshold import NonFiniteError, Threshold, find_threshold
+from distprune.pruning.threshold import NonFiniteError, Search, Threshold
+
+GLOBAL = GlobalAllocation()
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ class PruneReport:
         zeros: pruned weights, exactly round(target_sparsity * weights).
         weights: prunable weights.
         newly_pruned: weights pruned by this update.
-        threshold: a score that parts what was pruned from what stays; 0.0 where nothing was cut.
+        threshold: a score that parts what was pruned from what stays; of tensors that are cut by themselves the
+            highest; 0.0 where nothing was cut.
+        held: names of the tensors that are down to `min_weights`, and stay there.
         seconds: wall time of the update.
     """
 
@@ -54,11 +62,12 @@ class PruneReport:
     weights: int
     newly_pruned: int
     threshold: float
+    held: tuple[str, ...]
     seconds: float
 
 
 class Pruner:
-    """Prunes `model` by global magnitude along `schedule`, the same on every rank.
+    """Prunes `model` along `schedule`, by global magnitude unless told otherwise, the same on every rank.
 
     Call `step()` after each `optimizer.step()`. Between updates, hooks on the optimizer keep pruned weights at
     exactly 0: gradients are masked before each optimizer step and weights after it, and optimizer state is zeroed
@@ -74,10 +83,16 @@ class Pruner:
         optimizer: its optimizer, bare or wrapped by accelerate.
         schedule: how sparse at which step; steps count completed optimizer steps since the Pruner was made.
         include, exclude, embeddings: what to prune, see `find_prunable`.
+        score: what a weight is worth, see `distprune.pruning.scores`.
+        allocation: how tensors share the budget, see `distprune.pruning.allocation`.
+        bounds: the least and the greatest sparsity of tensors, by pattern as in `include`; met together with the
+            budget. The least rises with the schedule, from 0 at sparsity 0.
+        min_weights: so many weights stay in every tensor that has more, so that none is emptied.
         group: the process group whose ranks prune together; None takes the default group.
 
     Raises:
-        ValueError: see `find_prunable`; or the optimizer does not train what is to be pruned.
+        ValueError: see `find_prunable`; or the optimizer does not train what is to be pruned; or bounds and budget
+            cannot be met together.
     """
 
     def __init__(
@@ -89,6 +104,10 @@ class Pruner:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         embeddings: bool = False,
+        score: Score = magnitude,
+        allocation: Allocation = GLOBAL,
+        bounds: Mapping[str, Bounds] = MappingProxyType({}),
+        min_weights: int = 1,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._ranks = Ranks(group)
@@ -105,7 +124,11 @@ class Pruner:
         self._kept = {t.name: t.numel for t in self.tensors}
         self._copies = Copies([t.name for t in self.tensors], [t.part for t in self.tensors], self._ranks)
         self._verified: Tensor | None = None
-        self._keys = KeyFormat.of({t.weight.dtype for t in self.tensors})
+        self._scorer = Scorer(score, self.tensors)
+        self._allocation = allocation
+        self._bounds = bounds_of(self.tensors, bounds)
+        self._min_weights = min_weights
+        self._check_budget()
         self._steps_done = 0
         self._steps_seen = -1
         self._optimizer = _bare(optimizer)
@@ -136,7 +159,8 @@ class Pruner:
         Raises:
             NonFiniteError: a weight is NaN or infinite; nothing has changed.
             MaskMismatchError: ranks disagree on the new masks.
-            ValueError: the schedule asks for less than is pruned already.
+            ValueError: the schedule asks for less than is pruned already, or for what bounds do not allow; or the score
+                has seen no gradient yet. Nothing has changed.
         """
         due = [s for s in range(self._steps_seen + 1, self._steps_done + 1) if self.schedule.is_update(s)]
         report = self._update(due[-1]) if due else None
@@ -168,7 +192,8 @@ class Pruner:
         self._verify(self._changed())
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks as packed bits (see `distprune.pruning.masks`) and the place in the schedule; tensors and ints only.
+        """Masks as packed bits (see `distprune.pruning.masks`), the place in the schedule, and what the score has
+        observed; tensors and ints only.
 
         Of tensors that are sharded by rows the bits are DTensors sharded alike, so that `torch.distributed.checkpoint`
         brings them to any other topology; of those sharded in another way they are the part on this rank.
@@ -176,7 +201,9 @@ class Pruner:
         return {
             "steps_done": self._steps_done,
             "steps_seen": self._steps_seen,
+            "observations": self._scorer.observations,
             "masks": {t.name: _sharded_alike(mask_ops.pack(self.masks[t.name]), t) for t in self.tensors},
+            "observed": dict(self._scorer.observed),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,6 +220,7 @@ class Pruner:
         steps_done, steps_seen = state["steps_done"], state["steps_seen"]
         for name, mask in self.masks.items():
             mask_ops.check_packed(packed[name], mask, name)
+        self._scorer.load(state["observed"], state["observations"])
         for name, mask in self.masks.items():
             mask_ops.unpack(packed[name].to(mask.device), mask)
         self._steps_done, self._steps_seen = steps_done, steps_seen
@@ -217,11 +245,10 @@ class Pruner:
                 f"the schedule asks for {k} zeros (sparsity {target:.6f}) at step {step}, but {self.zeros} weights are "
                 "pruned already and pruned weights stay pruned"
             )
-        before, threshold, changed = self.zeros, 0.0, self._changed()
+        before, cuts, changed = self.zeros, list[Threshold](), self._changed()
         if k > before:
-            cut = self._find_threshold(k, step)
-            threshold = self._keys.value(cut.key)
-            self._cut(cut)
+            cuts = self._find_thresholds(k, step)
+            self._cut(cuts)
             self._mask_optimizer_state()
         self._verify(changed)
         if self.zeros != k:
@@ -233,7 +260,8 @@ class Pruner:
             zeros=self.zeros,
             weights=self.weights,
             newly_pruned=self.zeros - before,
-            threshold=threshold,
+            threshold=max((self._scorer.value(cut.key) for cut in cuts), default=0.0),
+            held=self._held(),
             seconds=time.perf_counter() - began,
         )
 
@@ -268,22 +296,47 @@ class Pruner:
                 "model, after wrapping and sharding it, or exclude them"
             )
 
-    def _find_threshold(self, k: int, step: int) -> Threshold:
-        self._lay_out_masks()
-        self.mask_weights()
-        try:
-            return find_threshold(self.tensors, list(self.masks.values()), self.zeros, k, self._keys, self._ranks)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"weights are NaN or infinite at step {step}: {error}; nothing was pruned") from None
+    def _check_budget(self) -> None:
+        """Refuse what cannot be met at the end of the schedule, before anything is pruned."""
+        if isinstance(self._allocation, LampAllocation) and not self._scorer.is_magnitude:
+            raise ValueError("allocation: lamp scales magnitudes; it takes the score magnitude")
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(
+                f"{type(self.schedule).__name__} is no schedule: it needs `final`, `sparsity(step)`, `is_update(step)`"
+            )
+        final = self.schedule.final
+        self._allocation.check(self.tensors, final)
+        nothing = [0] * len(self.tensors)
+        make_limits(self.tensors, self._bounds, self._min_weights, nothing, round(final * self.weights), 1.0)
 
-    def _cut(self, threshold: Threshold) -> None:
-        """Shrink the masks to what the threshold keeps and zero the rest, in pieces that stay in the cache."""
-        for tensor in self.tensors:
+    def _find_thresholds(self, k: int, step: int) -> list[Threshold]:
+        self._scorer.refuse_unobserved(step)
+        self._lay_out_masks()
+        self._scorer.lay_out()
+        self.mask_weights()
+        pruned = [t.numel - self._kept[t.name] for t in self.tensors]
+        part = min(1.0, k / max(1, round(self.schedule.final * self.weights)))
+        limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, part)
+        search = Search(self.tensors, list(self.masks.values()), pruned, self._scorer, self._ranks)
+        try:
+            return self._allocation.thresholds(search, k, limits)
+        except NonFiniteError as error:
+            what = "weights" if self._scorer.is_magnitude else "scores"
+            raise NonFiniteError(f"{what} are NaN or infinite at step {step}: {error}; nothing was pruned") from None
+
+    def _held(self) -> tuple[str, ...]:
+        least = self._min_weights
+        return tuple(t.name for t in self.tensors if 0 < self._kept[t.name] == least < t.numel)
+
+    def _cut(self, thresholds: Sequence[Threshold]) -> None:
+        """Shrink the masks to what the thresholds keep and zero the rest, in pieces that stay in the cache."""
+        for tensor, threshold in zip(self.tensors, thresholds, strict=True):
             mask, weight = flat(self.masks[tensor.name]), flat(tensor.local)
             for begin, end in chunks(0, len(weight)):
-                keys = self._keys.keys(weight[begin:end])
+                keys = self._scorer.keys(tensor, mask, begin, end)
                 mask[begin:end] &= threshold.keeps(tensor, keys, begin)
                 mask_ops.apply(mask[begin:end], weight[begin:end])
+        self._scorer.forget()
 
     def _lay_out_masks(self) -> None:
         """Follow weights that were moved to another device or memory format since the last update."""
@@ -292,24 +345,28 @@ class Pruner:
             if mask.device != weight.device or mask.stride() != weight.stride():
                 self.masks[tensor.name] = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
 
-    def _before_optimizer_step(self, _: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self.mask_gradients()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
+            if self._scorer.watches and not _is_skipped(optimizer):
+                self._scorer.observe(getattr(optimizer, "grad_scale", None))
             return None
+        calls = 0
 
         def masked_closure() -> Any:
+            nonlocal calls
             loss = closure()
             self.mask_gradients()
+            if (calls := calls + 1) == 1:
+                self._scorer.observe()
             return loss
 
         return args[:1], {**kwargs, "closure": masked_closure}
 
     def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.mask_weights()
-        # A gradient scaler calls fused optimizers also for a step that they are to skip, and tells them here.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not found_inf.item():
+        if not _is_skipped(optimizer):
             self._steps_done += 1
 
     def _mask_optimizer_state(self) -> None:
@@ -328,6 +385,12 @@ def _bare(optimizer: Optimizer) -> Optimizer:
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer
+
+
+def _is_skipped(optimizer: Optimizer) -> bool:
+    """A gradient scaler calls fused optimizers also for a step that they are to skip, and tells them so."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
 
 
 def _sharded_alike(packed: Tensor, tensor: Prunable) -> Tensor:

@@ -1,14 +1,11 @@
-"""The exact k-th smallest score over all ranks, found from counts alone.
+"""Which weights go: the exact k-th smallest score over all ranks, of all tensors together or of each by itself.
 
-A radix select: every rank counts how many of its keys fall under each value of the highest digit, the counts
-are summed over the ranks, and the digit of the k-th smallest key is read off; then the next digit, among the
-keys that share the first. No rank ever sees another's weights, and what travels does not grow with the model.
-Keys that tie at the threshold are told apart by their global index, selected in the same way.
+Keys that tie at a threshold are told apart by their global index, selected in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +14,11 @@ from torch import Tensor
 from distprune.pruning.agreement import Copies
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.prunable import Prunable
-from distprune.pruning.scores import KeyFormat
+from distprune.pruning.radix import Kth, digit_widths, kth_smallest
+from distprune.pruning.scorer import Scorer
 from distprune.pruning.shards import chunks, flat
 
 INDEX_PASSES = 3
-
-Chunks = Callable[[], Iterator[Tensor]]
 
 
 class NonFiniteError(RuntimeError):
@@ -46,151 +42,174 @@ class Threshold:
         return keep
 
 
-@dataclass(frozen=True)
-class Kth:
-    """The k-th smallest key: `rank` is its place (from 1) among the `equal` keys that no digit tells apart.
-
-    Where `rank == equal` all of them are among the k smallest, and `key` may be any value that parts these from the
-    rest.
-    """
-
-    key: int
-    rank: int
-    equal: int
+NOTHING = Threshold(0, 1 << 62)
+"""Prunes nothing that is not pruned."""
 
 
-def share(tensors: Sequence[Prunable]) -> list[tuple[Prunable, int, int]]:
-    """This rank's part of the counting: pieces (tensor, start, stop) of what it holds, in memory order.
+def share(tensors: Sequence[Prunable]) -> list[tuple[int, int, int]]:
+    """This rank's part of the counting: pieces (number of the tensor, start, stop) of what it holds, in memory order.
 
     Ranks that hold the same parts split the work: each takes one stretch of all those parts laid end to end.
     """
-    pieces: list[tuple[Prunable, int, int]] = []
+    pieces: list[tuple[int, int, int]] = []
     for layout in dict.fromkeys(t.part.layout for t in tensors):
-        alike = [t for t in tensors if t.part.layout == layout]
-        sizes = [t.local.numel() for t in alike]
-        low = sum(sizes) * alike[0].part.copy // alike[0].part.copies
-        high = sum(sizes) * (alike[0].part.copy + 1) // alike[0].part.copies
+        alike = [(number, t) for number, t in enumerate(tensors) if t.part.layout == layout]
+        sizes = [t.local.numel() for _, t in alike]
+        part = alike[0][1].part
+        low = sum(sizes) * part.copy // part.copies
+        high = sum(sizes) * (part.copy + 1) // part.copies
         begin = 0
-        for tensor, size in zip(alike, sizes, strict=True):
-            pieces.append((tensor, max(low - begin, 0), min(high - begin, size)))
+        for (number, _), size in zip(alike, sizes, strict=True):
+            pieces.append((number, max(low - begin, 0), min(high - begin, size)))
             begin += size
-    return [(tensor, start, stop) for tensor, start, stop in pieces if start < stop]
+    return [(number, start, stop) for number, start, stop in pieces if start < stop]
 
 
-def find_threshold(
-    tensors: Sequence[Prunable], masks: Sequence[Tensor], pruned: int, k: int, keys: KeyFormat, ranks: Ranks
-) -> Threshold:
-    """Where to cut so that exactly `k` weights are pruned, those pruned already among them.
+class Search:
+    """Looks for thresholds among the weights as they are, together with the other ranks.
 
     Args:
         tensors: the prunable tensors, in the same order on every rank; pruned weights are 0.
         masks: their masks (bool, True keeps), of the shape and memory format of this rank's parts.
-        pruned: how many weights the masks prune, fewer than `k`.
-        k: how many weights the new threshold is to prune, at most all.
-        keys: how scores are compared.
+        pruned: how many weights the masks prune of each.
+        scorer: what weights are worth.
         ranks: who shares the counting.
-
-    Raises:
-        NonFiniteError: a score is NaN or infinite; the message counts them per tensor.
     """
-    pieces = share(tensors)
-    counts_dtype = torch.int32 if sum(t.numel for t in tensors) < 2**31 else torch.int64
-    mask_of = {t.name: flat(m) for t, m in zip(tensors, masks, strict=True)}
 
-    def score_keys() -> Iterator[Tensor]:
-        for tensor, start, stop in pieces:
-            weight = flat(tensor.local)
+    def __init__(
+        self,
+        tensors: Sequence[Prunable],
+        masks: Sequence[Tensor],
+        pruned: Sequence[int],
+        scorer: Scorer,
+        ranks: Ranks,
+    ) -> None:
+        self.tensors = tensors
+        self.pruned = pruned
+        self.format = scorer.format
+        self.ranks = ranks
+        self.device = tensors[0].weight.device
+        self._masks = [flat(mask) for mask in masks]
+        self._scorer = scorer
+        self._pieces = share(tensors)
+        self._counts_dtype = torch.int32 if sum(t.numel for t in tensors) < 2**31 else torch.int64
+
+    def pieces(self) -> Iterator[tuple[int, int, Tensor]]:
+        """This rank's share of the keys: (number of the tensor, place in memory order, keys), in small pieces."""
+        for number, start, stop in self._pieces:
             for begin, end in chunks(start, stop):
-                yield keys.keys(weight[begin:end])
+                yield number, begin, self._scorer.keys(self.tensors[number], self._masks[number], begin, end)
 
-    def refuse_nonfinite(histogram: Tensor) -> None:
-        if histogram[keys.infinite >> sum(keys.digits[1:]) :].any():
-            raise NonFiniteError(_count_nonfinite(tensors, ranks))
+    def together(self, k: int) -> Threshold:
+        """The threshold of all tensors that prunes exactly `k` weights, those pruned already among them.
 
-    device = tensors[0].weight.device
-    kth = kth_smallest(score_keys, k, keys.digits, ranks, device, counts_dtype, check=refuse_nonfinite)
-    if kth.rank == kth.equal:
-        return Threshold(kth.key, 0)
+        Args:
+            k: more than are pruned, at most all.
 
-    last = tensors[-1].end - 1
-    # Pruned weights score 0: among zeros only those that are still kept are candidates.
-    ties = kth.rank - pruned if kth.key == 0 else kth.rank
+        Raises:
+            NonFiniteError: a score is NaN or infinite; the message counts them per tensor.
+        """
+        (threshold,) = self._select([k], [0] * len(self.tensors), [sum(self.pruned)])
+        return threshold
 
-    def tied_from_the_end() -> Iterator[Tensor]:
-        for tensor, start, stop in pieces:
-            weight, mask = flat(tensor.local), mask_of[tensor.name]
-            for begin, end in chunks(start, stop):
-                tied = keys.keys(weight[begin:end]) == kth.key
-                tied &= mask[begin:end]
-                yield last - tensor.indices(begin, end)[tied]
+    def each(self, counts: Sequence[int]) -> list[Threshold]:
+        """A threshold for each tensor, of which exactly so many weights are pruned then.
 
-    width = -(-last.bit_length() // INDEX_PASSES)
-    digits = (width,) * INDEX_PASSES
-    place = kth_smallest(tied_from_the_end, ties, digits, ranks, device, counts_dtype)
-    return Threshold(kth.key, last - place.key)
+        Args:
+            counts: for each tensor at least as many as are pruned, at most all.
 
+        Raises:
+            NonFiniteError: see `together`.
+        """
+        moving = [number for number, count in enumerate(counts) if count > self.pruned[number]]
+        if not moving:
+            return [NOTHING] * len(counts)
+        groups = [moving.index(number) if number in moving else None for number in range(len(counts))]
+        found = self._select([counts[n] for n in moving], groups, [self.pruned[n] for n in moving])
+        return [NOTHING if group is None else found[group] for group in groups]
 
-def kth_smallest(
-    parts: Chunks,
-    k: int,
-    digits: Sequence[int],
-    ranks: Ranks,
-    device: torch.device,
-    counts_dtype: torch.dtype = torch.int64,
-    check: Callable[[Tensor], None] = lambda histogram: None,
-) -> Kth:
-    """Radix-select the `k`-th smallest (from 1) of the integer keys that `parts()` yields over all ranks.
+    def count(self, threshold: Threshold) -> list[int]:
+        """How many weights of each tensor a threshold leaves pruned. One collective, an integer for each tensor."""
+        counts = torch.zeros(len(self.tensors), dtype=torch.int64, device=self.device)
+        for number, begin, keys in self.pieces():
+            counts[number] += self._count_pruned(threshold, number, begin, keys)
+        return [int(count) for count in self.ranks.sum(counts).tolist()]
 
-    Stops early once the k smallest are parted from the rest. One collective per digit looked at.
+    def _count_pruned(self, threshold: Threshold, number: int, begin: int, keys: Tensor) -> Tensor:
+        keep = threshold.keeps(self.tensors[number], keys, begin)
+        keep &= self._masks[number][begin : begin + len(keys)]
+        return len(keys) - keep.count_nonzero()
 
-    Args:
-        parts: yields 1-D integer tensors, anew at each call; keys lie in [0, 2^sum(digits)).
-        k: between 1 and the number of keys on all ranks.
-        digits: widths in bits, the highest digit first.
-        ranks: who counts.
-        device: where the histograms live.
-        counts_dtype: int64, or int32 where no count can reach 2^31.
-        check: sees the first digit's summed histogram, and may raise.
-    """
-    prefix, below, shift = 0, 0, sum(digits)
-    for level, width in enumerate(digits):
-        above, shift = shift, shift - width
-        histogram = torch.zeros(1 << width, dtype=counts_dtype, device=device)
-        for part in parts():
-            if level > 0:
-                part = part[(part >> above) == prefix] & ((1 << above) - 1)
-            histogram += torch.bincount(part >> shift, minlength=1 << width)
-        ranks.sum(histogram)
-        if level == 0:
-            check(histogram)
-        cumulative = histogram.cumsum(0, dtype=torch.int64)
-        digit = int(torch.searchsorted(cumulative, k - below))
-        equal = int(histogram[digit])
-        below += int(cumulative[digit]) - equal
-        prefix = prefix << width | digit
-        if k - below == equal:
-            return Kth((prefix + 1 << shift) - 1, equal, equal)
-    return Kth(prefix, k - below, equal)
+    def _select(self, ks: Sequence[int], groups: Sequence[int | None], pruned: Sequence[int]) -> list[Threshold]:
+        """The threshold of each group of tensors that prunes so many of it.
 
+        Args:
+            ks: how many of each group, more than are pruned of it.
+            groups: to which group a tensor belongs, or None.
+            pruned: how many are pruned of each group.
+        """
 
-def _count_nonfinite(tensors: Sequence[Prunable], ranks: Ranks) -> str:
-    """The tensors at fault, with how many of their weights, and on which ranks where not on all; a gather."""
-    mine = torch.stack([_nonfinite(tensor.local) for tensor in tensors])
-    copies = Copies([t.name for t in tensors], [t.part for t in tensors], ranks)
-    totals, _, differs = copies.add_up(mine)
-    by_tensor = zip(*ranks.gather(mine).tolist(), strict=True)
-    found = []
-    for tensor, total, differ, counts in zip(tensors, totals.tolist(), differs, by_tensor, strict=True):
-        holders = [str(rank) for rank, count in enumerate(counts) if count]
-        if holders:
-            where = "" if len(holders) == ranks.world_size else f" on rank {', '.join(holders)}"
-            found.append(f"{tensor.name}: {max(counts) if differ else total} of {tensor.numel}{where}")
-    return "; ".join(found)
+        def grouped() -> Iterator[tuple[int, Tensor]]:
+            for number, _, keys in self.pieces():
+                if (group := groups[number]) is not None:
+                    yield group, keys
 
+        digits = digit_widths(self.format.bits, len(ks))
 
-def _nonfinite(weight: Tensor) -> Tensor:
-    memory = flat(weight)
-    count = torch.zeros((), dtype=torch.int64, device=weight.device)
-    for begin, end in chunks(0, len(memory)):
-        count += (~torch.isfinite(memory[begin:end])).sum()
-    return count
+        def refuse_nonfinite(histogram: Tensor) -> None:
+            # The digit may be that of large finite keys too; then all are looked at.
+            if histogram[:, self.format.infinite >> sum(digits[1:]) :].any():
+                self.refuse_nonfinite()
+
+        found = kth_smallest(grouped, ks, digits, self.ranks, self.device, self._counts_dtype, check=refuse_nonfinite)
+        # Pruned weights have key 0: among those with it only what is still kept is a candidate.
+        ties = [kth.rank - before if kth.key == 0 else kth.rank for kth, before in zip(found, pruned, strict=True)]
+        return self._split_ties(found, ties, groups)
+
+    def _split_ties(self, found: Sequence[Kth], ties: Sequence[int], groups: Sequence[int | None]) -> list[Threshold]:
+        split = [group for group, kth in enumerate(found) if kth.rank < kth.equal]
+        if not split:
+            return [Threshold(kth.key, 0) for kth in found]
+        last = self.tensors[-1].end - 1
+
+        def from_the_end() -> Iterator[tuple[int, Tensor]]:
+            for number, begin, keys in self.pieces():
+                if (group := groups[number]) in split:
+                    end = begin + len(keys)
+                    tied = keys == found[group].key
+                    del keys  # an update's memory is counted
+                    tied &= self._masks[number][begin:end]
+                    yield split.index(group), last - self.tensors[number].indices(begin, end)[tied]
+
+        digits = digit_widths(last.bit_length(), len(split), at_least=INDEX_PASSES)
+        places = kth_smallest(
+            from_the_end, [ties[group] for group in split], digits, self.ranks, self.device, self._counts_dtype
+        )
+        index = dict(zip(split, (last - place.key for place in places), strict=True))
+        return [Threshold(kth.key, index.get(group, 0)) for group, kth in enumerate(found)]
+
+    def refuse_nonfinite(self) -> None:
+        """Look at all scores; called on all ranks, which gather.
+
+        Raises:
+            NonFiniteError: some are NaN or infinite; names tensors, with how many, and on which ranks where not on all.
+        """
+        mine = torch.stack([self._count_nonfinite(number) for number in range(len(self.tensors))])
+        copies = Copies([t.name for t in self.tensors], [t.part for t in self.tensors], self.ranks)
+        totals, _, differs = copies.add_up(mine)
+        by_tensor = zip(*self.ranks.gather(mine).tolist(), strict=True)
+        found = []
+        for tensor, total, differ, counts in zip(self.tensors, totals.tolist(), differs, by_tensor, strict=True):
+            holders = [str(rank) for rank, count in enumerate(counts) if count]
+            if holders:
+                where = "" if len(holders) == self.ranks.world_size else f" on rank {', '.join(holders)}"
+                found.append(f"{tensor.name}: {max(counts) if differ else total} of {tensor.numel}{where}")
+        if found:
+            raise NonFiniteError("; ".join(found))
+
+    def _count_nonfinite(self, number: int) -> Tensor:
+        tensor, mask = self.tensors[number], self._masks[number]
+        count = torch.zeros((), dtype=torch.int64, device=self.device)
+        for begin, end in chunks(0, len(mask)):
+            count += (self._scorer.keys(tensor, mask, begin, end) >= self.format.infinite).sum()
+        return count

@@ -26,11 +26,13 @@ class Progress:
     Args:
         steps: steps of the whole run.
         begin: the step it goes on from.
+        unit: what a step is called.
     """
 
-    def __init__(self, steps: int, begin: int = 0) -> None:
+    def __init__(self, steps: int, begin: int = 0, unit: str = "step") -> None:
         self._steps = steps
         self._begin = begin
+        self._unit = unit
         self._began = time.monotonic()
         self._shown: dict[str, float] = {}
         self._bar = None
@@ -48,7 +50,7 @@ class Progress:
         elif row.keys() & {"train/loss", "eval/top1"}:
             sticky = {name: self._shown[name] for name in ("prune/sparsity",) if name in self._shown}
             text = self._text({**sticky, **row})
-            print(f"step {step}/{self._steps}  {text}{self._left(step)}", file=sys.stderr, flush=True)
+            print(f"{self._unit} {step}/{self._steps}  {text}{self._left(step)}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print one line, above the bar where there is one."""

@@ -12,6 +12,7 @@ from distprune.data import ImageData
 from distprune.errors import ConfigError, reason
 from distprune.pruning.prunable import reshard, unwrap
 from distprune.training.buffers import copy_buffers, set_back_buffers
+from distprune.training.features import Taps
 from distprune.training.liveness import is_lost_rank
 
 MISFITS = (RuntimeError, ValueError, TypeError, AssertionError)
@@ -52,15 +53,31 @@ def check_fit(model: nn.Module, images: Tensor, classes: int, accelerator: Accel
     return _outputs(logits, classes, model, key)
 
 
-def check_teacher(teacher: nn.Module, images: Tensor, outputs: int, classes: int, accelerator: Accelerator) -> None:
+def check_teacher(
+    teacher: nn.Module, taps: Taps, images: Tensor, outputs: int, classes: int, accelerator: Accelerator, key: str
+) -> dict[str, Tensor]:
     """Run images through the teacher of a student with so many outputs.
 
+    Args:
+        teacher: as it will teach.
+        taps: of the modules of it that are matched.
+        images: some.
+        outputs: of the student.
+        classes: of the data.
+        accelerator: for autocast.
+        key: the setting that names the teacher.
+
+    Returns:
+        What its modules gave.
+
     Raises:
-        ConfigError: images do not fit the teacher, or its outputs are not as many as the student's.
+        ConfigError: images do not fit the teacher, its outputs are not as many as the student's, or see `Taps.take`.
     """
-    theirs = check_fit(teacher, images, classes, accelerator, "distill.teacher")
+    with taps:
+        theirs = check_fit(teacher, images, classes, accelerator, key)
     if theirs != outputs:
-        raise ConfigError(f"distill.teacher: has {theirs} outputs, but the student has {outputs}; they must be as many")
+        raise ConfigError(f"{key}: has {theirs} outputs, but the student has {outputs}; they must be as many")
+    return taps.take()
 
 
 def rehearse(model: nn.Module, images: Tensor, labels: Tensor, classes: int, accelerator: Accelerator) -> None:

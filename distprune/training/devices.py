@@ -14,11 +14,12 @@ from accelerate import (
     DistributedDataParallelKwargs,
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
+    PartialState,
 )
 from accelerate.utils import DistributedType, ParallelismConfig
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from distprune.config import Config
@@ -78,6 +79,11 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Shard a model that is not trained, in place, as the launcher's FSDP settings say."""
     return cast(nn.Module, fsdp2_prepare_model(accelerator, model))
+
+
+def shard_beside(module: nn.Module, model: nn.Module) -> None:
+    """Shard a module that trains beside a sharded model, in place and as one unit, over the same ranks."""
+    fully_shard(module, mesh=next(p.device_mesh for p in model.parameters() if isinstance(p, DTensor)))
 
 
 def side_group(seconds: float) -> dist.ProcessGroup | None:
@@ -155,7 +161,8 @@ def _shard_on_cpu(
 ) -> None:
     """Give an accelerator on CPUs the shards that it would have on GPUs."""
     state = accelerator.state
-    state.distributed_type = DistributedType.FSDP
+    # Every AcceleratorState() that accelerate makes takes its type from PartialState anew.
+    PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = plugin
     if mesh is not None:
         state.parallelism_config = mesh

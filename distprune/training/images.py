@@ -63,12 +63,13 @@ class Images:
         )  # fmt: skip
         return self._ready(loader)
 
-    def eval_batches(self) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-        """This rank's part of the split, as many batches on each rank, anew at each call."""
+    def eval_batches(self, alone: bool = False) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+        """This rank's part of the split, as many batches on each rank, or `alone` all of it; anew at each call."""
         config, ranks = self._config, self._accelerator
+        rank, world_size = (0, 1) if alone else (ranks.process_index, ranks.num_processes)
         loader = eval_loader(
-            self.data, self._transforms(training=False), config.eval.batch_size, ranks.process_index,
-            ranks.num_processes, config.data.workers, self._pin,
+            self.data, self._transforms(training=False), config.eval.batch_size, rank, world_size,
+            config.data.workers, self._pin,
         )  # fmt: skip
         return lambda: self._ready(loader)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from distprune.config.schema import Config, Length, Phase, PhaseName, Phases
 from distprune.errors import ConfigError
-from distprune.pruning import CubicSchedule
+from distprune.pruning import OneShotSchedule, Schedule
+from distprune.training.methods import make_schedule
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Span:
     begin: int
     end: int
     phase: Phase
+    round: int | None = None
+    """Of iterative pruning, from 1; its spans are of the phase finetune."""
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step number `step` of the run, from 0."""
@@ -33,12 +36,21 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """The sparsity schedule, the steps of its first and last update, and doubts about it."""
+
+    schedule: Schedule
+    begin: int
+    end: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Timetable:
-    """When what happens in a run: phases of some length in order, the sparsity schedule, and doubts about them."""
+    """When what happens in a run: phases of some length in order, and pruning."""
 
     spans: tuple[Span, ...]
-    schedule: CubicSchedule
-    warnings: tuple[str, ...]
+    pruning: Pruning
 
     @property
     def steps(self) -> int:
@@ -68,21 +80,22 @@ def make_timetable(config: Config, steps_per_epoch: int) -> Timetable:
         ends[name] = begin
     if not spans:
         raise ConfigError("phases: all are shorter than one optimizer step; give one of them steps")
-    schedule, warnings = _schedule(config, ends, steps_per_epoch)
-    return Timetable(tuple(spans), schedule, tuple(warnings))
+    return Timetable(tuple(spans), _pruning(config, ends, steps_per_epoch))
 
 
-def _schedule(config: Config, ends: dict[str, int], steps_per_epoch: int) -> tuple[CubicSchedule, list[str]]:
+def _pruning(config: Config, ends: dict[str, int], steps_per_epoch: int) -> Pruning:
+    """The schedule, its first and last update, and doubts about it."""
     prune = config.prune
     begin, phase_end, run_end = ends["dense"], ends["prune"], ends["finetune"]
-    if prune.sparsity == 0:
-        return CubicSchedule(final=0.0, begin=begin, end=begin), []
+    if prune.sparsity == 0 or prune.schedule == "oneshot":
+        doubts = ("no step follows the pruning: give phases.finetune some",) * (prune.sparsity > 0 and begin == run_end)
+        return Pruning(OneShotSchedule(prune.sparsity, begin), begin, begin, doubts)
     if phase_end == begin:
         raise ConfigError(
             f"phases.prune: is shorter than one optimizer step, so prune.sparsity {prune.sparsity} is never reached"
         )
     span = phase_end - begin if prune.length is None else _steps(prune.length, steps_per_epoch)
-    end, warnings = begin + span, []
+    end, warnings = begin + span, list[str]()
     if end > run_end:
         raise ConfigError(
             f"prune.length: the schedule takes {span} steps, but the prune and finetune phases have only "
@@ -99,7 +112,7 @@ def _schedule(config: Config, ends: dict[str, int], steps_per_epoch: int) -> tup
         )
     if phase_end == run_end and end == run_end:
         warnings.append("no step follows the last update: give phases.finetune some, so that the model can recover")
-    return CubicSchedule(prune.sparsity, begin, end, prune.every, prune.initial), warnings
+    return Pruning(make_schedule(prune, begin, end), begin, end, tuple(warnings))
 
 
 def _steps(length: Length, steps_per_epoch: int) -> int:

@@ -35,6 +35,7 @@ class RunState:
         config: the run's configuration.
         accelerator: ranks, and the gradient scaler of fp16.
         model: the bare model.
+        beside: what trains beside it and is no part of it: the bare projections between features.
         optimizer: its torch optimizer.
         pruner: the masks and the place in the schedule.
         checkpoints: where to write.
@@ -46,6 +47,7 @@ class RunState:
         config: Config,
         accelerator: Accelerator,
         model: nn.Module,
+        beside: nn.Module,
         optimizer: Optimizer,
         pruner: Pruner,
         checkpoints: Checkpoints,
@@ -55,6 +57,7 @@ class RunState:
         self._scaler = accelerator.scaler
         self._device = accelerator.device
         self._model = model
+        self._beside = beside
         self._optimizer = optimizer
         self._pruner = pruner
         self._checkpoints = checkpoints
@@ -85,7 +88,7 @@ class RunState:
         problem = self.settle()
         self._pruner.verify()
         sync_buffers(self._model)
-        masks = self._pruner.state_dict()
+        pruned = self._pruner.state_dict()
         trained = self._trained()
         refuse_nonfinite(trained, step)
         marks, best_top1 = dict(self._marks), self._best
@@ -96,17 +99,17 @@ class RunState:
         state = {
             "step": step,
             "progress": progress,
-            "pruner": {name: value for name, value in masks.items() if name != "masks"},
+            "pruner": {name: value for name, value in pruned.items() if isinstance(value, int)},
             "mask_digest": self._pruner.mask_digest,
             "zeros": self._pruner.zeros,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "config": self._config.model_dump(),
-            "optimized": [name for name, p in self._model.named_parameters() if self._optimizer.state.get(p)],
+            "optimized": [name for name, _, p in self._parameters() if self._optimizer.state.get(p)],
             "marks": marks,
             "best_top1": best_top1,
             "tracker_id": self._tracker_id(),
         }
-        tensors = self._tensors(trained, masks["masks"])
+        tensors = self._tensors(trained, pruned)
         background = self._config.checkpoint.background and not wait
         if background:
             tensors = self._staged(tensors)
@@ -174,10 +177,10 @@ class RunState:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        masks = self._pruner.state_dict()["masks"]
+        pruned = self._pruner.state_dict()
         self._materialize_optimizer_state(set(state["optimized"]))
-        self._checkpoints.load(checkpoint, self._tensors(self._trained(), masks))
-        self._pruner.load_state_dict({**state["pruner"], "masks": masks})
+        self._checkpoints.load(checkpoint, self._tensors(self._trained(), pruned))
+        self._pruner.load_state_dict({**pruned, **state["pruner"]})
         if (self._pruner.mask_digest, self._pruner.zeros) != (state["mask_digest"], state["zeros"]):
             raise CheckpointError("its masks are not those that were saved")
         if self._scaler is not None and state["scaler"] is not None:
@@ -191,20 +194,28 @@ class RunState:
             self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
         return cast(dict[str, Tensor], self._stager.stage(tensors))
 
-    def _tensors(self, trained: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every tensor of the run by name: what is trained, buffers, and masks."""
+    def _tensors(self, trained: dict[str, Tensor], pruned: dict[str, Any]) -> dict[str, Tensor]:
+        """Every tensor of the run by name: what is trained, buffers, and those of the pruner's state."""
         tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
-        return tensors | trained | {f"mask.{name}": value for name, value in masks.items()}
+        masks = {f"mask.{name}": value for name, value in pruned["masks"].items()}
+        return tensors | trained | masks | {f"score.{name}": value for name, value in pruned["observed"].items()}
 
     def _trained(self) -> dict[str, Tensor]:
         """Parameters and optimizer state by name, the very ones in use."""
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self._model.named_parameters():
-            tensors[f"model.{name}"] = parameter.detach()
-            for key, value in self._optimizer.state.get(parameter, {}).items():
+        for name, key, parameter in self._parameters():
+            tensors[key] = parameter.detach()
+            for kind, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{name}.{key}"] = value
+                    tensors[f"optimizer.{name}.{kind}"] = value
         return tensors
+
+    def _parameters(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """Name, key in a checkpoint, and parameter of all that trains."""
+        for name, parameter in self._model.named_parameters():
+            yield name, f"model.{name}", parameter
+        for name, parameter in self._beside.named_parameters():
+            yield f"distill.{name}", f"distill.{name}", parameter
 
     def _materialize_optimizer_state(self, names: set[str]) -> None:
         """Let the optimizer make its state for the parameters `names`, by a step that moves nothing."""
@@ -212,7 +223,7 @@ class RunState:
         rates = [group["lr"] for group in self._optimizer.param_groups]
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
-        for name, parameter in self._model.named_parameters():
+        for name, _, parameter in self._parameters():
             if name in names:
                 parameter.grad = torch.zeros_like(parameter)
         self._optimizer.step()

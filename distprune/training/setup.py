@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from distprune.config import Config
 from distprune.config.schema import AdamW, Teacher
 from distprune.data import Order
+from distprune.data.sampler import mix
 from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
-from distprune.pruning import Pruner
+from distprune.pruning import Pruner, Schedule, Score
 from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
 from distprune.training.checks import check_fit, check_labels, check_teacher, rehearse
-from distprune.training.devices import is_sharded, limit_waiting, shard, side_group
+from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group
 from distprune.training.evaluation import EvalResult, evaluate
+from distprune.training.features import FeatureLoss, Projections, Taps, feature_widths, student_taps, teacher_taps
 from distprune.training.images import Images
 from distprune.training.liveness import Liveness
+from distprune.training.methods import make_allocation, make_bounds, make_score
 from distprune.training.nonfinite import LossWatch
 from distprune.training.phases import Span, Timetable, make_timetable
+from distprune.training.ramps import lay_out, stretch
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import RunState
 from distprune.training.stopping import Stopper
@@ -45,16 +50,16 @@ def make_model(config: Config, classes: int) -> nn.Module:
     return model
 
 
-def load_teacher(config: Config, classes: int) -> nn.Module | None:
-    """The teacher that comes from a file, on the CPU; None where there is none."""
-    teacher = config.distill.teacher if config.distill is not None else None
-    if not isinstance(teacher, Teacher):
-        return None
+def load_teachers(config: Config, classes: int) -> dict[str, nn.Module]:
+    """The teachers that come from files, on the CPU, each by the setting that names it."""
+    models: dict[str, nn.Module] = {}
     own = config.model
-    name, args = (teacher.name, teacher.args) if teacher.name else (own.name, {**own.args, **teacher.args})
-    model = build_model(name, args, classes, "distill.teacher")
-    load_weights(model, teacher.weights, "distill.teacher.weights")
-    return model
+    for key, teacher in config.distill.teachers.items() if config.distill is not None else ():
+        if isinstance(teacher, Teacher):
+            name, args = (teacher.name, teacher.args) if teacher.name else (own.name, {**own.args, **teacher.args})
+            models[key] = build_model(name, args, classes, key)
+            load_weights(models[key], teacher.weights, f"{key}.weights")
+    return models
 
 
 def place(model: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
@@ -64,7 +69,7 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator) -> nn.Modu
 
 
 def place_teacher(teacher: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
-    """Move the teacher to the device, sharded and compiled on request."""
+    """Move a teacher to the device, sharded and compiled on request."""
     assert config.distill is not None
     teacher = shard(teacher, accelerator) if config.distill.sharded else place(teacher, config, accelerator)
     if config.run.compile:
@@ -81,39 +86,121 @@ def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
     return torch.optim.SGD(parameters, **options)
 
 
+def wrap_projections(
+    projections: Projections, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
+) -> nn.Module:
+    """Place and wrap projections between features as the student is, and let its optimizer train them.
+
+    Args:
+        projections: with their initial weights, the same on every rank.
+        model: the student as wrapped for training.
+        optimizer: its torch optimizer.
+        accelerator: ranks and device.
+    """
+    if not projections.own_widths:
+        return projections
+    if is_sharded(accelerator):
+        shard_beside(projections, model)
+    else:
+        projections.to(accelerator.device)
+    optimizer.add_param_group({"params": list(projections.parameters())})
+    wrapped: nn.Module = projections
+    if isinstance(model, DistributedDataParallel):
+        wrapped = DistributedDataParallel(projections, gradient_as_bucket_view=True)
+    # DDP lays out its buckets for good, as in `rehearse`.
+    outputs = wrapped({i: torch.zeros(1, own, device=accelerator.device) for i, own in projections.own_widths.items()})
+    accelerator.backward(torch.cat(list(outputs.values()), 1).sum())
+    wrapped.zero_grad(set_to_none=True)
+    return wrapped
+
+
 class Tasks:
-    """The task of each phase, with the teacher made when it is first needed."""
+    """The task of each phase, with the dense teacher made when it is first needed.
+
+    Args:
+        config: of the run.
+        model: the student as wrapped for training.
+        student: taps of it.
+        pruner: knows whether it is pruned already.
+        spans: of the run.
+        classes: of the data.
+        accelerator: ranks, device, autocast.
+        folder: where the dense teacher is kept.
+
+    Raises:
+        ConfigError: a teacher cannot be made, or see `Taps`.
+    """
 
     def __init__(
         self,
         config: Config,
         model: nn.Module,
+        student: Taps,
         pruner: Pruner,
+        spans: Sequence[Span],
         classes: int,
         accelerator: Accelerator,
         folder: RunFolder,
     ) -> None:
         self._config = config
         self._model = model
+        self._student = student
+        self._pruner = pruner
+        self._spans = spans
         self._classes = classes
         self._accelerator = accelerator
-        self._pruner = pruner
         self._folder = folder
+        self._teachers: dict[str, tuple[nn.Module, Taps]] = {}
         # Loaded at once: a file that is not there should end the run before it begins.
-        teacher = load_teacher(config, classes)
-        self.teacher = None if teacher is None else place_teacher(teacher, config, accelerator)
+        for key, teacher in load_teachers(config, classes).items():
+            self._add(key, teacher)
+        self.projections = Projections([])
+        self._wrapped: nn.Module = self.projections
+
+    def rehearse(self, images: Tensor, outputs: int, dense: Taps, optimizer: Optimizer) -> None:
+        """Run images through the teachers from files, and make the projections between features.
+
+        Args:
+            images: which the student has just seen, with its taps and `dense` open.
+            outputs: of the student.
+            dense: what of the student will teach, see `student_taps`.
+            optimizer: the torch optimizer of the student.
+
+        Raises:
+            ConfigError: see `check_teacher` and `feature_widths`.
+        """
+        taught = {
+            key: check_teacher(teacher, taps, images, outputs, self._classes, self._accelerator, key)
+            for key, (teacher, taps) in self._teachers.items()
+        }
+        widths = feature_widths(self._config.distill, self._student, dense, taught, len(images))
+        torch.manual_seed(mix(self._config.run.seed, len(widths)))
+        self.projections = Projections(widths)
+        self._wrapped = wrap_projections(self.projections, self._model, optimizer, self._accelerator)
 
     def for_span(self, span: Span) -> Task:
         """What is learnt in the phase `span`."""
-        smoothing, distill = self._config.train.label_smoothing, self._config.distill
-        if distill is not None and self.teacher is None and span.name != "dense":
+        accelerator, smoothing, distill = self._accelerator, self._config.train.label_smoothing, self._config.distill
+        dense = distill.dense if distill is not None else None
+        if dense is not None and dense not in self._teachers and span.name != "dense":
             # Now, before the student is first pruned, whichever phase has the teacher.
-            self.teacher = self._from_student()
-        if distill is None or self.teacher is None or span.name not in distill.phases:
-            return Classification(self._model, self._accelerator.autocast, smoothing)
-        return Distillation(
-            self._model, self.teacher, distill.alpha, distill.temperature, self._accelerator.autocast, smoothing
+            self._add(dense, self._from_student())
+        if distill is None or span.name not in distill.phases:
+            return Classification(self._model, accelerator.autocast, smoothing)
+        teachers, taps = zip(*(self._teachers[key] for key in distill.teachers), strict=True)
+        steps = stretch(span, self._spans, distill.phases)
+        alpha, temperature = (lay_out(value, *steps) for value in (distill.alpha, distill.temperature))
+        features = FeatureLoss(
+            distill.features, self._student, taps, self._wrapped, self.projections.own_widths, self._model
         )
+        return Distillation(
+            self._model, teachers, alpha, temperature, accelerator.autocast, smoothing,
+            features if distill.features else None,
+        )  # fmt: skip
+
+    def _add(self, key: str, teacher: nn.Module) -> None:
+        placed = place_teacher(teacher, self._config, self._accelerator)
+        self._teachers[key] = placed, teacher_taps(self._config.distill, key, placed)
 
     def _from_student(self) -> nn.Module:
         # Built anew: a copy of the wrapped student would call the student's own forward.
@@ -129,7 +216,7 @@ class Tasks:
         self._accelerator.wait_for_everyone()
         model = build_model(self._config.model.name, self._config.model.args, self._classes)
         load_weights(model, str(self._folder.teacher), "distill.teacher")
-        return place_teacher(model, self._config, self._accelerator)
+        return model
 
 
 @dataclass
@@ -173,26 +260,31 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     eval_batches = held_out.eval_batches()
     model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
     images, labels = train.first_samples()
-    rehearse(model, images, labels, classes, accelerator)
+    student, dense = student_taps(config.distill, bare)
+    with student, dense:
+        rehearse(model, images, labels, classes, accelerator)
+    dense.remove()
     if config.run.compile:
         bare.compile()
-    pruner = make_pruner(model, optimizer, timetable, config)
-    tasks = Tasks(config, model, pruner, classes, accelerator, folder)
-    if tasks.teacher is not None:
-        check_teacher(tasks.teacher, images, outputs, classes, accelerator)
+    pruner = make_pruner(model, optimizer, timetable.pruning.schedule, config)
+    tasks = Tasks(config, model, student, pruner, timetable.spans, classes, accelerator, folder)
+    tasks.rehearse(images, outputs, dense, optimizer.optimizer)
     trackers = Trackers()
     for_stopping, for_saving = (side_group(config.integrity.start_timeout) for _ in range(2))
     stopper = Stopper(folder.stop_file, config.run.max_minutes, for_stopping)
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep, for_saving)
-    run_state = RunState(config, accelerator, bare, optimizer.optimizer, pruner, checkpoints, folder.tracker_id)
+    run_state = RunState(
+        config, accelerator, bare, tasks.projections, optimizer.optimizer, pruner, checkpoints, folder.tracker_id
+    )
     liveness = Liveness(
         folder.heartbeats, folder.logs, accelerator.process_index, accelerator.num_processes,
         config.integrity.start_timeout, config.integrity.timeout,
         partial(limit_waiting, bare, (for_stopping, for_saving)),
     )  # fmt: skip
     loss_watch = LossWatch(
-        bare, accelerator.device, config.train.on_nonfinite == "skip_step", gradients=accelerator.scaler is None
-    )
+        nn.ModuleList([bare, tasks.projections]), accelerator.device, config.train.on_nonfinite == "skip_step",
+        gradients=accelerator.scaler is None,
+    )  # fmt: skip
 
     def evaluate_held_out(after_batch: Callable[[], None]) -> EvalResult:
         return evaluate(bare, eval_batches(), accelerator.autocast, accelerator.device, after_batch)
@@ -224,21 +316,35 @@ def make_order(config: Config, samples: int, world_size: int) -> Order:
     return Order(samples, size, config.run.seed)
 
 
-def make_pruner(model: nn.Module, optimizer: Optimizer, timetable: Timetable, config: Config) -> Pruner:
+def make_pruner(
+    model: nn.Module, optimizer: Optimizer, schedule: Schedule, config: Config, score: Score | None = None
+) -> Pruner:
     """The pruner of the section `prune`.
 
+    Args:
+        model, optimizer: see `Pruner`.
+        schedule: how sparse when.
+        config: what else.
+        score: instead of that of the section.
+
     Raises:
-        ConfigError: a pattern matches nothing, or nothing can be pruned.
+        ConfigError: a pattern matches nothing, nothing can be pruned, or bounds and budget cannot be met together.
     """
     prune = config.prune
     try:
         return Pruner(
             model,
             optimizer,
-            timetable.schedule,
+            schedule,
             include=prune.include,
             exclude=prune.exclude,
             embeddings=prune.embeddings,
+            score=score or make_score(config),
+            allocation=make_allocation(prune),
+            bounds=make_bounds(prune),
+            min_weights=prune.min_weights,
         )
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"prune: {error}") from error

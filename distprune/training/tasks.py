@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from distprune.training.features import FeatureLoss
+from distprune.training.ramps import Ramp
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
@@ -18,7 +22,8 @@ Autocast = Callable[[], AbstractContextManager[None]]
 class TaskOutput:
     """The loss of one batch, to be differentiated, and detached figures, all scalars and means over the batch.
 
-    `figures` holds loss, loss_ce, top1 (a fraction) and, with a teacher, loss_kd.
+    `figures` holds loss, loss_ce, top1 (a fraction) and, with a teacher, loss_kd; loss_feature where features are
+    matched; kd_alpha and kd_temperature where these change.
     """
 
     loss: Tensor
@@ -28,8 +33,8 @@ class TaskOutput:
 class Task(Protocol):
     """Runs the model on a batch."""
 
-    def __call__(self, images: Tensor, labels: Tensor) -> TaskOutput:
-        """Images are normalised, N x C x H x W; labels are int64, N."""
+    def __call__(self, images: Tensor, labels: Tensor, step: int) -> TaskOutput:
+        """Images are normalised, N x C x H x W; labels are int64, N; `step` counts the optimizer steps done before."""
         ...
 
 
@@ -47,7 +52,7 @@ class Classification:
         self._autocast = autocast
         self._label_smoothing = label_smoothing
 
-    def __call__(self, images: Tensor, labels: Tensor) -> TaskOutput:
+    def __call__(self, images: Tensor, labels: Tensor, step: int) -> TaskOutput:
         """Cross-entropy, batch mean."""
         with self._autocast():
             logits = self._model(images)
@@ -59,46 +64,72 @@ class Classification:
 class Distillation:
     """alpha T^2 KL(teacher || student) + (1 - alpha) CE, batch mean (Hinton et al. 2015, arXiv:1503.02531).
 
+    Of several teachers the arithmetic mean of their softened probabilities is learnt (same paper, ensembles).
+    The loss of features, where there is one, is added as it is.
+
     Args:
         model: the student, as wrapped for training.
-        teacher: is frozen and put in eval mode; it is neither wrapped in DDP nor saved, but may be sharded.
-        alpha: weight of the teacher, in [0, 1].
-        temperature: divides the logits of both.
-        autocast: makes the context that both run in.
+        teachers: are frozen and put in eval mode; they are neither wrapped in DDP nor saved, but may be sharded.
+        alpha: weight of the teachers, in [0, 1].
+        temperature: divides the logits of all.
+        autocast: makes the context that all run in.
         label_smoothing: of the cross-entropy.
+        features: what is matched beside logits.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module,
-        alpha: float,
-        temperature: float,
+        teachers: Sequence[nn.Module],
+        alpha: float | Ramp,
+        temperature: float | Ramp,
         autocast: Autocast,
         label_smoothing: float = 0.0,
+        features: FeatureLoss | None = None,
     ) -> None:
         self._model = model
-        self._teacher = teacher.eval().requires_grad_(False)
+        self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self._alpha = alpha
         self._temperature = temperature
         self._autocast = autocast
         self._label_smoothing = label_smoothing
+        self._features = features
 
-    def __call__(self, images: Tensor, labels: Tensor) -> TaskOutput:
-        """The distillation loss; figures hold its two parts unweighted, loss_kd with the factor T^2."""
-        with self._autocast():
+    def __call__(self, images: Tensor, labels: Tensor, step: int) -> TaskOutput:
+        """The distillation loss; figures hold its parts without alpha, loss_kd with T^2, loss_feature as weighted."""
+        alpha, temperature = _at(self._alpha, step), _at(self._temperature, step)
+        watching = nullcontext() if self._features is None else self._features.watching()
+        with self._autocast(), watching:
             with torch.no_grad():
-                taught = self._teacher(images)
+                taught = [teacher(images) for teacher in self._teachers]
             logits = self._model(images)
-        target = F.log_softmax(taught.float() / self._temperature, dim=1)
+        target = _mean_log_softmax([theirs.float() / temperature for theirs in taught])
         logits = logits.float()
-        own = F.log_softmax(logits / self._temperature, dim=1)
-        loss_kd = F.kl_div(own, target, reduction="batchmean", log_target=True) * self._temperature**2
+        own = F.log_softmax(logits / temperature, dim=1)
+        loss_kd = F.kl_div(own, target, reduction="batchmean", log_target=True) * temperature**2
         loss_ce = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
-        loss = self._alpha * loss_kd + (1 - self._alpha) * loss_ce
-        parts = {"loss": loss, "loss_ce": loss_ce, "loss_kd": loss_kd}
-        figures = {name: part.detach() for name, part in parts.items()}
+        loss = alpha * loss_kd + (1 - alpha) * loss_ce
+        parts = {"loss_ce": loss_ce, "loss_kd": loss_kd}
+        if self._features is not None:
+            with self._autocast():
+                parts["loss_feature"] = self._features.loss()
+            loss = loss + parts["loss_feature"]
+        figures = {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
+        for name, value in (("kd_alpha", self._alpha), ("kd_temperature", self._temperature)):
+            if isinstance(value, Ramp):
+                # float32, of which a meter's sums are exact.
+                figures[name] = torch.full((), value.at(step), dtype=torch.float32, device=loss.device)
         return TaskOutput(loss, {**figures, "top1": _accuracy(logits, labels)})
+
+
+def _at(value: float | Ramp, step: int) -> float:
+    return value.at(step) if isinstance(value, Ramp) else value
+
+
+def _mean_log_softmax(logits: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the arithmetic mean of several softmaxes (N x classes)."""
+    each = torch.stack([F.log_softmax(scaled, dim=1) for scaled in logits])
+    return each.logsumexp(0) - math.log(len(logits))
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

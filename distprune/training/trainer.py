@@ -137,6 +137,7 @@ class Trainer:
         self._row: dict[str, float] = {}
         self._evaluating = False
         self._evaluated_at: int | None = None
+        self._held: set[str] = set()
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Go on from what `_progress` told a checkpoint."""
@@ -213,7 +214,7 @@ class Trainer:
             images, labels = next(batches)
             last = micro + 1 == self.accumulate
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = task(images, labels)
+                output = task(images, labels, self.step)
                 # DDP averages over ranks; their parts of the batch need not be equal, but each sample counts the same.
                 share = len(labels) * self.accelerator.num_processes / self.batch_size
                 self.accelerator.backward(output.loss * share)
@@ -265,7 +266,7 @@ class Trainer:
 
     @property
     def _is_final(self) -> bool:
-        return self.step >= self.timetable.schedule.end
+        return self.step >= self.timetable.pruning.end
 
     @property
     def _top1(self) -> float | None:
@@ -351,6 +352,9 @@ class Trainer:
             raise NonFiniteError(f"{error}; the loss is NaN or infinite{where}" if where else str(error)) from None
         if report is None:
             return {}
+        for name in set(report.held) - self._held:
+            logger.warning(f"{name} is down to the last weights that prune.min_weights leaves it, and is held there")
+        self._held |= set(report.held)
         return {
             "prune/target_sparsity": report.target_sparsity,
             "prune/sparsity": report.sparsity,

@@ -26,7 +26,7 @@ COMMANDS = {
 
 @pytest.fixture
 def answer(monkeypatch, capsys, tmp_path_factory):
-    """Call `distprune slurm` in a folder like the repository's root, without its runs; exit code, and what it printed."""
+    """Call `distprune slurm` in a folder like the repository's root, without its runs; its exit code and output."""
     folder = tmp_path_factory.mktemp("root")
     for name in ("configs", "launch", "README.md"):
         (folder / name).symlink_to(ROOT / name)

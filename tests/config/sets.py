@@ -29,6 +29,24 @@ class TwoOutputsInTraining(nn.Module):
         logits = self.linear(images.flatten(1))
         return (logits, logits) if self.training else logits
 
+class Words(nn.Module):
+    def forward(self, images):
+        return "words"
+
+class First(nn.Module):
+    def forward(self, images):
+        return images[0]
+
+class Aside(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.linear, self.aside, self.words, self.first = nn.Linear(64, num_classes), nn.Identity(), Words(), First()
+
+    def forward(self, images):
+        self.words(images)
+        self.first(images.flatten(1))
+        return self.linear(images.flatten(1))
+
 def colour(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, num_classes))
 

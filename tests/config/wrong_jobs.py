@@ -63,6 +63,22 @@ KEYS = [
     ("unknown phase", ["distill.phases=[prine]"], ["distill.phases", "'prune'", "'prine'"]),
     ("unknown word for the teacher", ["distill.teacher=densee"], ["distill.teacher", "'dense'", "'densee'"]),
     ("teacher without weights", ["distill.teacher={name: resnet20}"], ["distill.teacher.weights", "missing"]),
+    ("no teacher in a list", ["distill.teacher=[]"], ["distill.teacher", "at least 1"]),
+    ("unknown word in a list", ["distill.teacher=[dense, densee]"], ["distill.teacher.1", "'dense'", "'densee'"]),
+    ("unknown key in a list", ["distill.teacher=[{weight: x}]"], ["distill.teacher.0.weight:", "'weights'"]),
+    ("weight of the teacher above 1", ["distill.alpha=1.5"], ["distill.alpha", "less than or equal to 1", "1.5"]),
+    ("weight that ends below 0", ["distill.alpha={begin: 1, end: -1}"], ["distill.alpha.end", "or equal to 0", "-1"]),
+    ("weight without an end", ["distill.alpha={begin: 0.9}"], ["distill.alpha.end", "missing"]),
+    ("unknown shape", ["distill.alpha={begin: 1, end: 0, shape: cos}"], ["distill.alpha.shape", "'cosine'", "'cos'"]),
+    ("temperature of 0", ["distill.temperature=0"], ["distill.temperature", "greater than 0"]),
+    ("temperature that ends at 0", ["distill.temperature={begin: 4, end: 0}"], ["distill.temperature.end", "than 0"]),
+    (
+        "unknown feature loss",
+        ["distill.features=[{student: '2', teacher: '2', loss: l1}]"],
+        ["0.loss", "'mse'", "'l1'"],
+    ),
+    ("feature without a teacher", ["distill.features=[{student: '2'}]"], ["distill.features.0.teacher", "missing"]),
+    ("feature without weight", ["distill.features=[{student: '2', teacher: '2', weight: 0}]"], ["0.weight", "than 0"]),
     ("nothing for a required key", ["model.name=null"], ["model.name", "string"]),
     ("unknown optimizer", ["optimizer={name: adam}"], ["optimizer", "'adam'", "'sgd', 'adamw'"]),
     ("key of another optimizer", ["optimizer={name: adamw, momentum: 0.9}"], ["optimizer.momentum", "betas"]),
@@ -101,6 +117,18 @@ COMBINATIONS = [
     ),
     ("untrained teacher", ["phases.dense.steps=0"], ["distill.teacher", "untrained", "model.weights"]),
     ("teacher of its own phase", ["distill.phases=[dense, prune]"], ["distill.phases", "leave dense out"]),
+    ("teacher who never teaches", ["distill.phases=[]"], ["distill.phases", "never teaches"]),
+    ("dense teacher twice", ["distill.teacher=[dense, dense]"], ["distill.teacher", "twice"]),
+    (
+        "untrained teacher among others",
+        ["distill.teacher=[{weights: x}, dense]", "phases.dense.steps=0"],
+        ["distill.teacher.1", "untrained"],
+    ),
+    (
+        "feature of a teacher that is not there",
+        ["distill.features=[{student: '2', teacher: '2', of: 1}]"],
+        ["distill.features.0.of: 1", "0 to 0"],
+    ),
     ("sparsity that falls", ["prune.initial=0.6"], ["prune.initial", "above prune.sparsity 0.5"]),
     ("schedule longer than the run", ["prune.length={steps: 7}"], ["prune.length", "7 steps", "only 6"]),
     ("nesterov alone", ["optimizer={name: sgd, nesterov: true, momentum: 0.0}"], ["optimizer.nesterov", "momentum"]),
@@ -156,6 +184,42 @@ MODELS = [
         "teacher of other classes",
         ["distill.teacher={name: digits_cnn, args: {num_classes: 4}, weights: SETS/four.pt}"],
         ["distill.teacher", "4", "10"],
+    ),
+]
+
+FEATURES = [
+    (
+        "unknown module of the student",
+        ["distill.features=[{student: '1.2', teacher: '2'}]"],
+        ["distill.features.0.student: Sequential has no module '1.2'", "did you mean '2'?"],
+    ),
+    (
+        "unknown module of the dense teacher",
+        ["distill.features=[{student: '2', teacher: layer3}]"],
+        ["distill.features.0.teacher: Sequential has no module 'layer3'", "it has 0, 1, 2"],
+    ),
+    (
+        "unknown module of a teacher from a file",
+        [
+            "distill.teacher=[dense, {args: {width: 8}, weights: SETS/narrow.safetensors}]",
+            "distill.features=[{student: '2', teacher: '22', of: 1}]",
+        ],
+        ["distill.features.0.teacher: Sequential has no module '22'", "did you mean '2'?"],
+    ),
+    (
+        "module that is not called",
+        ["model.name=nets_of_a_user:Aside", "distill.features=[{student: aside, teacher: linear}]"],
+        ["distill.features.0.student: 'aside' is not called"],
+    ),
+    (
+        "module that returns no tensor",
+        ["model.name=nets_of_a_user:Aside", "distill.features=[{student: linear, teacher: words}]"],
+        ["distill.features.0.teacher: 'words'", "returned a str"],
+    ),
+    (
+        "module that returns no feature",
+        ["model.name=nets_of_a_user:Aside", "distill.features=[{student: first, teacher: linear}]"],
+        ["distill.features.0.student: 'first' returns shape (64,) for 2 images", "(batch, channels)"],
     ),
 ]
 
@@ -228,4 +292,4 @@ PLACES = [
     ("key below a value", ["model.name.first=x"], ["model.name.first", "not a section"]),
 ]
 
-CASES = [*KEYS, *COMBINATIONS, *MODELS, *TRANSFORMS, *DATA, *PRUNING, *PLACES]
+CASES = [*KEYS, *COMBINATIONS, *MODELS, *FEATURES, *TRANSFORMS, *DATA, *PRUNING, *PLACES]

@@ -19,9 +19,10 @@ from distprune.pruning import (
 )
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.prunable import find_prunable
-from distprune.pruning.scores import SINGLE
+from distprune.pruning.scorer import Scorer
+from distprune.pruning.scores import magnitude
 from distprune.pruning.shards import CHUNK, flat
-from distprune.pruning.threshold import find_threshold, share
+from distprune.pruning.threshold import Search, share
 from tests.distributed.ranks import MIB, Traffic, bits, from_all_ranks, messages_of, run_checks
 from tests.pruning.reference import Bag, Levels, prune_by_sort
 
@@ -65,7 +66,7 @@ def models() -> dict[str, list[torch.Tensor]]:
 def pruner_of(tensors: list[torch.Tensor], levels=LEVELS, group=None) -> tuple[Pruner, torch.optim.Optimizer]:
     model = Bag(copy.deepcopy(tensors))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Pruner(model, optimizer, Levels(levels), include=["*"], group=group), optimizer
+    return Pruner(model, optimizer, Levels(levels), include=["*"], min_weights=0, group=group), optimizer
 
 
 def traffic_of_each_update(tensors: list[torch.Tensor], levels=LEVELS) -> list[Traffic]:
@@ -150,6 +151,10 @@ def a_step_without_an_update_takes_no_collective(alone):
     assert traffic.calls == 0
 
 
+def search(tensors, masks, ranks: Ranks) -> Search:
+    return Search(tensors, masks, [0] * len(tensors), Scorer(magnitude, tensors), ranks)
+
+
 def ranks_share_the_counting_and_read_nothing_else(alone):
     for name in ("no ties", "ties", "channels_last", "transposed", "empty tensors", "one weight", "one tensor"):
         model = Bag(models()[name])
@@ -157,19 +162,19 @@ def ranks_share_the_counting_and_read_nothing_else(alone):
         masks = [torch.ones_like(t.weight, dtype=torch.bool) for t in selection.tensors]
         k = selection.numel // 2
         whole = find_prunable(model, include=["*"], ranks=Ranks(alone)).tensors
-        expected = find_threshold(whole, masks, 0, k, SINGLE, Ranks(alone)) if k else None
+        expected = search(whole, masks, Ranks(alone)).together(k) if k else None
         pieces = share(selection.tensors)
         counted = sum(stop - start for _, start, stop in pieces)
         shares = from_all_ranks(counted)
         assert sum(shares) == selection.numel, name
         assert max(shares) - min(shares) <= 1, name
-        mine = {t.name: flat(t.local)[start:stop].clone() for t, start, stop in pieces}
+        mine = {number: flat(selection.tensors[number].local)[start:stop].clone() for number, start, stop in pieces}
         for tensor in selection.tensors:
             tensor.weight.detach().fill_(torch.nan)
-        for tensor, start, stop in pieces:
-            flat(tensor.local)[start:stop] = mine[tensor.name]
+        for number, start, stop in pieces:
+            flat(selection.tensors[number].local)[start:stop] = mine[number]
         if k:
-            assert find_threshold(selection.tensors, masks, 0, k, SINGLE, Ranks()) == expected, name
+            assert search(selection.tensors, masks, Ranks()).together(k) == expected, name
 
 
 def training_under_ddp_keeps_weights_and_masks_equal(alone):

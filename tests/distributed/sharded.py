@@ -84,7 +84,7 @@ def sharded_models() -> dict[str, list[torch.Tensor]]:
 def pruner_of(tensors: list[torch.Tensor], levels=LEVELS, group=None) -> tuple[Pruner, torch.optim.Optimizer]:
     model = Bag(tensors)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Pruner(model, optimizer, Levels(levels), include=["*"], group=group), optimizer
+    return Pruner(model, optimizer, Levels(levels), include=["*"], min_weights=0, group=group), optimizer
 
 
 def assembled(part: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -172,7 +172,7 @@ def ranks_with_the_same_shard_share_the_counting(alone):
     for layout, places in layouts().items():
         tensors = [normal(16, 12), normal(8, 4, 3, 3), normal(24, 16)]
         sharded, _ = pruner_of([placed(t, places[i % len(places)]) for i, t in enumerate(tensors)])
-        mine = [t.indices(start, stop) for t, start, stop in share(sharded.tensors)]
+        mine = [sharded.tensors[number].indices(start, stop) for number, start, stop in share(sharded.tensors)]
         counted = from_all_ranks(torch.cat(mine) if mine else torch.zeros(0, dtype=torch.int64))
         assert torch.equal(torch.cat(counted).sort().values, torch.arange(sharded.weights)), layout
         if layout != "mixed":

@@ -40,6 +40,10 @@ class Levels:
 
     levels: Sequence[float]
 
+    @property
+    def final(self) -> float:
+        return self.levels[-1]
+
     def sparsity(self, step: int) -> float:
         return self.levels[min(step, len(self.levels) - 1)]
 

@@ -7,7 +7,7 @@ from torch import nn
 from distprune.pruning import Pruner, find_prunable
 from distprune.pruning.prunable import unwrap
 from distprune.pruning.shards import flat
-from tests.pruning.reference import prunable
+from tests.pruning.reference import Levels, prunable
 
 
 class Net(nn.Module):
@@ -199,7 +199,7 @@ def test_weight_that_is_a_view_with_gaps_or_overlaps_is_refused(view):
 
 def test_pruner_holds_what_find_prunable_chose():
     model = Net()
-    pruner = Pruner(model, torch.optim.SGD(model.parameters()), schedule=None, exclude=["last"], embeddings=True)
+    pruner = Pruner(model, torch.optim.SGD(model.parameters()), Levels([0.5]), exclude=["last"], embeddings=True)
     assert list(pruner.masks) == [STEM, BLOCK, UP, "table.weight"]
     assert pruner.weights == 324 + 42
     assert pruner.left_out == {HEAD: "excluded"}

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from distprune.pruning import NonFiniteError, Pruner
 from distprune.pruning.collectives import Ranks
-from distprune.pruning.scores import DOUBLE, SINGLE, KeyFormat
+from distprune.pruning.radix import digit_widths, kth_smallest
+from distprune.pruning.scorer import Scorer
+from distprune.pruning.scores import DOUBLE, SIGNED, SINGLE, magnitude
 from distprune.pruning.shards import CHUNK
-from distprune.pruning.threshold import find_threshold, kth_smallest, share
+from distprune.pruning.threshold import Search, share
 from tests.pruning.reference import Bag, Levels, prunable, prune_by_sort
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -20,10 +22,10 @@ FLOATS = st.floats(-60000, 60000)
 
 
 def pruner_of(tensors: list[torch.Tensor], levels: list[float]) -> tuple[Pruner, torch.optim.Optimizer]:
-    """A Pruner of nothing but `tensors`, and the optimizer whose steps it counts."""
+    """A Pruner of nothing but `tensors`, which may be emptied, and the optimizer whose steps it counts."""
     model = Bag(tensors)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Pruner(model, optimizer, Levels(levels), include=["*"]), optimizer
+    return Pruner(model, optimizer, Levels(levels), include=["*"], min_weights=0), optimizer
 
 
 def pruned(tensors: list[torch.Tensor], sparsity: float) -> Pruner:
@@ -260,13 +262,30 @@ def test_keys_sort_as_every_finite_half_precision_magnitude_does(dtype, key_form
     values = sorted_floats(dtype)
     assert (values.double().diff() > 0).all()
     assert (key_format.keys(values).diff() > 0).all()
-    assert torch.equal(key_format.keys(-values), key_format.keys(values))
-    assert key_format.value(int(key_format.keys(values[-1:]))) == values[-1].item()
+    assert torch.equal(key_format.values(key_format.keys(values)), values.double())
 
 
-def test_models_with_a_float64_weight_are_compared_in_float64():
-    assert KeyFormat.of({torch.float32, torch.bfloat16}) is SINGLE
-    assert KeyFormat.of({torch.float32, torch.float64}) is DOUBLE
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_signed_keys_sort_as_every_finite_half_precision_float_does(dtype):
+    values = torch.cat([-sorted_floats(dtype)[1:].flip(0), sorted_floats(dtype)])
+    keys = SIGNED.keys(values)
+    assert (keys.diff() > 0).all()
+    assert torch.equal(SIGNED.values(keys), values.double())
+    assert 0 < keys.min() <= keys.max() < SIGNED.infinite < 1 << SIGNED.bits
+
+
+def test_signed_keys_know_one_zero_and_put_what_is_not_finite_on_top():
+    zero, minus = SIGNED.keys(torch.tensor([0.0, -0.0]))
+    assert zero == minus
+    strange = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf])
+    assert (SIGNED.keys(strange) == SIGNED.infinite).all()
+    assert (SIGNED.keys(torch.tensor([1e300], dtype=torch.float64)) == SIGNED.infinite).all()
+
+
+@pytest.mark.parametrize(("other", "format"), [(torch.bfloat16, SINGLE), (torch.float64, DOUBLE)])
+def test_models_with_a_float64_weight_are_compared_in_float64(other, format):
+    weights = [torch.nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.float32, other)]
+    assert Scorer(magnitude, [prunable("w", weight) for weight in weights]).format is format
 
 
 class ManyRanks(Ranks):
@@ -282,12 +301,36 @@ class ManyRanks(Ranks):
         return counts.mul_(self.times)
 
 
+@given(st.lists(st.lists(st.integers(0, 2**20 - 1), min_size=1, max_size=40), min_size=1, max_size=9), st.data())
+def test_kth_smallest_of_many_groups_is_that_of_each_by_itself(groups, data):
+    ks = [data.draw(st.integers(1, len(keys))) for keys in groups]
+    parts = [(group, torch.tensor(keys)) for group, keys in enumerate(groups)]
+    digits = digit_widths(20, 2 ** data.draw(st.integers(0, 14)))
+    for keys, k, found in zip(
+        groups, ks, kth_smallest(lambda: iter(parts), ks, digits, Ranks(), torch.device("cpu")), strict=True
+    ):
+        kth = sorted(keys)[k - 1]
+        if found.rank == found.equal:
+            assert sum(key <= found.key for key in keys) == k
+        else:
+            assert (found.key, found.equal) == (kth, keys.count(kth))
+            assert found.rank == k - sum(key < kth for key in keys)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 54, 161, 1000, 70_000])
+@pytest.mark.parametrize("bits", [31, 32, 63])
+def test_counts_of_all_groups_stay_few(groups, bits):
+    digits = digit_widths(bits, groups)
+    assert sum(digits) == bits
+    assert groups << max(digits) <= max(2**16, 2 * groups)
+
+
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=50), st.sampled_from([1, 2**31, 2**33 + 1]), st.data())
 def test_kth_smallest_counts_beyond_2_to_the_31(keys, times, data):
     k = data.draw(st.integers(1, len(keys) * times))
     ranks = ManyRanks(times)
     parts = torch.tensor(keys, dtype=torch.int32).split(7)
-    found = kth_smallest(lambda: iter(parts), k, SINGLE.digits, ranks, torch.device("cpu"))
+    (found,) = kth_smallest(lambda: ((0, part) for part in parts), [k], digit_widths(31), ranks, torch.device("cpu"))
     kth = sorted(keys)[(k - 1) // times]
     below = sum(key < kth for key in keys) * times
     equal = keys.count(kth) * times
@@ -300,7 +343,7 @@ def test_kth_smallest_counts_beyond_2_to_the_31(keys, times, data):
 def test_kth_smallest_of_more_than_2_to_the_31_weights_stays_within_a_mebibyte():
     keys = SINGLE.keys(torch.ones(100))
     ranks = ManyRanks(2**33)
-    found = kth_smallest(lambda: iter([keys]), 50 * 2**33 + 1, SINGLE.digits, ranks, torch.device("cpu"))
+    (found,) = kth_smallest(lambda: iter([(0, keys)]), [50 * 2**33 + 1], digit_widths(31), ranks, torch.device("cpu"))
     assert (found.rank, found.equal) == (50 * 2**33 + 1, 100 * 2**33)
     assert ranks.sums == 2
     assert ranks.bytes <= 2**20
@@ -314,7 +357,7 @@ class LastOfManyRanks(Ranks):
         self.rank, self.world_size, self.zeros = world_size - 1, world_size, zeros
 
     def sum(self, counts: torch.Tensor) -> torch.Tensor:
-        counts[0] += self.zeros
+        counts[0, 0] += self.zeros
         self.zeros = 0  # zeros do not share a digit with the threshold, so they count once
         return counts
 
@@ -329,7 +372,7 @@ def test_weights_and_ties_beyond_global_index_2_to_the_31_are_cut_exactly(beyond
     tensors = [prunable(n, w, o, ranks) for n, w, o in zip("abc", weights, (0, offset, offset + 12), strict=True)]
     for pruned in range(1, 19):
         ranks.zeros = offset
-        cut = find_threshold(tensors, masks, 0, offset + pruned, SINGLE, ranks)
+        cut = Search(tensors, masks, [0, 0, 0], Scorer(magnitude, tensors), ranks).together(offset + pruned)
         kept = [t.indices(0, t.numel)[cut.keeps(t, SINGLE.keys(torch.ones(t.numel)), 0)] for t in tensors[1:]]
         assert torch.cat(kept).sort().values.tolist() == list(range(offset, offset + 18 - pruned))
 
@@ -344,7 +387,7 @@ def test_ranks_share_all_weights_without_overlap_and_evenly(sizes, world_size):
     for ranks.rank in range(world_size):
         tensors = [prunable("w", w, o, ranks) for w, o in zip(weights, offsets, strict=True)]
         pieces = share(tensors)
-        mine = [t.offset + i for t, start, stop in pieces for i in range(start, stop)]
+        mine = [tensors[number].offset + i for number, start, stop in pieces for i in range(start, stop)]
         counted += mine
         per_rank.append(len(mine))
     assert counted == list(range(sum(sizes)))

@@ -17,13 +17,13 @@ def timetable(*overrides, steps_per_epoch=10):
 def test_phases_follow_each_other_and_the_schedule_fills_the_prune_phase():
     table = timetable("phases.dense={steps: 7}", "phases.prune={epochs: 2.5}", "phases.finetune={epochs: 1}")
     assert [(s.name, s.begin, s.end) for s in table.spans] == [("dense", 0, 7), ("prune", 7, 32), ("finetune", 32, 42)]
-    assert (table.schedule.begin, table.schedule.end, table.steps) == (7, 32, 42)
+    assert (table.pruning.begin, table.pruning.end, table.steps) == (7, 32, 42)
 
 
 def test_a_phase_of_no_length_is_skipped():
     table = timetable("phases.dense={steps: 0}", "distill=null")
     assert [s.name for s in table.spans] == ["prune", "finetune"]
-    assert table.schedule.begin == 0
+    assert table.pruning.schedule.begin == 0
 
 
 def test_cosine_falls_from_the_peak_to_the_minimum_after_warm_up():
@@ -46,10 +46,10 @@ def test_step_falls_at_its_milestones_and_constant_stays():
 
 
 def test_doubtful_schedules_are_warned_of():
-    assert "shorter than the schedule" in timetable("prune.length={epochs: 25}").warnings[0]
-    assert "larger than the schedule" in timetable("prune.every=1000").warnings[0]
-    assert "no step follows" in timetable("phases.finetune={steps: 0}").warnings[0]
-    assert timetable().warnings == ()
+    assert "shorter than the schedule" in timetable("prune.length={epochs: 25}").pruning.warnings[0]
+    assert "larger than the schedule" in timetable("prune.every=1000").pruning.warnings[0]
+    assert "no step follows" in timetable("phases.finetune={steps: 0}").pruning.warnings[0]
+    assert timetable().pruning.warnings == ()
 
 
 def test_a_schedule_that_outlasts_the_run_is_refused():

@@ -43,7 +43,7 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys):
         assert main([str(DIGITS), *SHORT]) == 2
     finally:
         other.release()
-    assert "another process trains in" in capsys.readouterr().err
+    assert "another process writes to" in capsys.readouterr().err
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again_from_its_beginning(tmp_path, environment):

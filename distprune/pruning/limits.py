@@ -1,0 +1,137 @@
+"""How many weights of each tensor may be pruned, and how a budget is shared within that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distprune.pruning.prunable import Prunable, matching
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the greatest sparsity of a tensor, fractions in [0, 1]."""
+
+    min: float = 0.0
+    max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min <= self.max <= 1:
+            raise ValueError(f"bounds must satisfy 0 <= min <= max <= 1, got min={self.min}, max={self.max}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """For each tensor the fewest and the most weights that may be pruned."""
+
+    lowest: tuple[int, ...]
+    highest: tuple[int, ...]
+
+    def stop_nothing(self, pruned: Sequence[int], sizes: Sequence[int]) -> bool:
+        """Whether every count between what is pruned and all is within the limits."""
+        return self.lowest == tuple(pruned) and self.highest == tuple(sizes)
+
+    def clamp(self, counts: Sequence[int]) -> list[int]:
+        """The nearest counts within the limits."""
+        return [min(max(c, low), high) for c, low, high in zip(counts, self.lowest, self.highest, strict=True)]
+
+
+def bounds_of(tensors: Sequence[Prunable], bounds: Mapping[str, Bounds]) -> list[Bounds]:
+    """The bounds of each tensor; one that several patterns match keeps to all of them.
+
+    Args:
+        tensors: what is pruned.
+        bounds: by pattern, see `find_prunable`.
+
+    Raises:
+        ValueError: a pattern matches nothing that is pruned, or those of one tensor contradict each other.
+    """
+    names = [t.name for t in tensors]
+    lowest, highest = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0)
+    for pattern, bound in bounds.items():
+        for name in matching([pattern], names, names):
+            lowest[name], highest[name] = max(lowest[name], bound.min), min(highest[name], bound.max)
+    for name in names:
+        if lowest[name] > highest[name]:
+            raise ValueError(f"bounds: {name} is to have at least {lowest[name]} and at most {highest[name]} sparsity")
+    return [Bounds(lowest[name], highest[name]) for name in names]
+
+
+def make_limits(
+    tensors: Sequence[Prunable], bounds: Sequence[Bounds], min_weights: int, pruned: Sequence[int], k: int, part: float
+) -> Limits:
+    """What bounds mean for the next update.
+
+    Args:
+        tensors: what is pruned.
+        bounds: of each.
+        min_weights: how many weights stay of each that has more.
+        pruned: how many are pruned of each; they stay pruned.
+        k: how many weights are to be pruned in all.
+        part: how much of the final sparsity is asked for, a fraction; least sparsities rise with it.
+
+    Raises:
+        ValueError: no counts within the limits add up to `k`; the message says which limits stand against it.
+    """
+    lowest, highest = [], []
+    for tensor, bound, before in zip(tensors, bounds, pruned, strict=True):
+        most = min(math.floor(bound.max * tensor.numel + 1e-9), max(tensor.numel - min_weights, 0))
+        least = math.ceil(bound.min * part * tensor.numel - 1e-9)
+        highest.append(max(most, before))
+        lowest.append(min(max(least, before), highest[-1]))
+    weights = sum(t.numel for t in tensors)
+    if sum(highest) < k:
+        tight = [t.name for t, high in zip(tensors, highest, strict=True) if high < t.numel - min_weights]
+        whose = f"prune.bounds of {_some(tight)} and " if tight else ""
+        raise ValueError(
+            f"{whose}min_weights={min_weights} allow at most {sum(highest)} of {weights} weights to be pruned "
+            f"(sparsity {sum(highest) / weights:.6f}), but {k} are asked for ({k / weights:.6f})"
+        )
+    if sum(lowest) > k:
+        tight = [t.name for t, b in zip(tensors, bounds, strict=True) if b.min > 0]
+        raise ValueError(
+            f"the least sparsities of {_some(tight)} take {sum(lowest)} of {weights} weights "
+            f"({sum(lowest) / weights:.6f}), but only {k} are to be pruned ({k / weights:.6f})"
+        )
+    return Limits(tuple(lowest), tuple(highest))
+
+
+def fill(k: int, sizes: Sequence[int], densities: Sequence[float], limits: Limits) -> list[int]:
+    """Counts that add up to `k`, within limits, leaving of each tensor a share in proportion to `densities`.
+
+    The factor of proportion is the same for all tensors that are not at a limit. Counts are rounded down, and what is
+    then missing is pruned where most was rounded off; of equal ones the earlier first.
+
+    Args:
+        k: how many weights to prune, between the sums of the limits.
+        sizes: weights of each tensor.
+        densities: in proportion to these weights are left; >= 0.
+        limits: of the counts.
+    """
+
+    def exact(factor: float) -> list[float]:
+        free = (n * (1 - factor * d) for n, d in zip(sizes, densities, strict=True))
+        return [min(max(c, low), high) for c, low, high in zip(free, limits.lowest, limits.highest, strict=True)]
+
+    low, high = 0.0, 1.0
+    while sum(exact(high)) > k and high < 1e30:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(exact(middle)) > k else (low, middle)
+    shares = exact(high)
+    counts = limits.clamp([math.floor(share + 1e-9) for share in shares])
+    by_rest = sorted(range(len(counts)), key=lambda i: (counts[i] - shares[i], i))
+    while (missing := k - sum(counts)) != 0:
+        step = 1 if missing > 0 else -1
+        before = sum(counts)
+        for i in by_rest if step > 0 else reversed(by_rest):
+            if limits.lowest[i] <= counts[i] + step <= limits.highest[i] and sum(counts) != k:
+                counts[i] += step
+        assert sum(counts) != before, "k lies between the sums of the limits"
+    return counts
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
