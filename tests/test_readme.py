@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, in one process."""
+"""The Python of README and docs runs as it stands there, in one process."""
 
 import re
 import subprocess
@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.M | re.S)
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+BLOCKS = blocks("README.md")
 
 
 def test_readme_shows_a_plain_loop_and_an_accelerate_loop():
@@ -23,3 +29,15 @@ def test_a_loop_of_the_readme_prunes_to_90_percent(block, tmp_path):
     zeros, weights = map(int, re.findall(r"\d+", ended.stdout))
     assert weights == 64 * 128 + 128 * 10
     assert zeros == round(0.9 * weights)
+
+
+def test_the_python_of_the_page_on_pruning_runs(tmp_path):
+    page = "\n".join(blocks("docs/pruning.md"))
+    page += """
+pruner = Pruner(model, optimizer, LinearSchedule(final=0.5, begin=0, end=0), score=small_and_early)
+pruner.step()
+print(pruner.zeros, pruner.layers()["1.weight"].sparsity < pruner.layers()["3.weight"].sparsity)
+"""
+    ended = subprocess.run([sys.executable, "-c", page], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == [str(round(0.5 * (64 * 128 + 128 * 10))), "True"]

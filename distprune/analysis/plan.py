@@ -173,7 +173,8 @@ def _schedule_table(timetable: Timetable, weights: int) -> Table:
 
 def _layer_table(layers: dict[str, LayerSparsity], config: Config) -> Table:
     origin = "trained" if config.model.weights else "freshly drawn"
-    table = Table(title=f"Layers, if the {origin} weights were pruned at once", title_justify="left")
+    how = " by magnitude" if watches_gradients(make_score(config)) else ""
+    table = Table(title=f"Layers, if the {origin} weights were pruned at once{how}", title_justify="left")
     table.add_column("layer", overflow="fold")
     for column in ("shape", "weights", "left", "sparsity"):
         table.add_column(column, justify="right")
@@ -191,8 +192,9 @@ def _doubts(config: Config, layers: dict[str, LayerSparsity], timetable: Timetab
         yield "an untrained model is pruned: name trained model.weights, or give phases.dense a length"
     for name, layer in layers.items():
         weights = math.prod(layer.shape)
-        if trained and weights and layer.zeros == weights:
-            yield f"{name}: nothing would be left of its {weights:,} weights; exclude it, or lower prune.sparsity"
+        least = config.prune.min_weights
+        if trained and weights > least >= weights - layer.zeros:
+            yield f"{name}: {least or 'nothing'} would be left of its {weights:,} weights; exclude it, or set prune.bounds"
         elif (left := weights * (1 - config.prune.sparsity)) < FEW_WEIGHTS:
             yield (
                 f"{name}: prune.sparsity {config.prune.sparsity} leaves about {left:.0f} of its {weights} weights; "

@@ -292,4 +292,43 @@ PLACES = [
     ("key below a value", ["model.name.first=x"], ["model.name.first", "not a section"]),
 ]
 
-CASES = [*KEYS, *COMBINATIONS, *MODELS, *FEATURES, *TRANSFORMS, *DATA, *PRUNING, *PLACES]
+METHODS = [
+    ("unknown schedule", ["prune.schedule=cubik"], ["prune.schedule", "did you mean 'cubic'?", "package.module:name"]),
+    ("unknown score", ["prune.score=tailor"], ["prune.score", "did you mean 'taylor'?"]),
+    ("lamp as a score", ["prune.score=lamp"], ["prune.score", "prune.allocation=lamp"]),
+    ("unknown allocation", ["prune.allocation=erc"], ["prune.allocation", "did you mean 'erk'?", "YAML file"]),
+    ("table that is not there", ["prune.allocation=none.yaml"], ["the table of prune.allocation none.yaml"]),
+    (
+        "sparsity of a layer in percent",
+        ["prune.allocation={'*': 50}"],
+        ["prune.allocation.*", "less than or equal to 1"],
+    ),
+    ("table of another sparsity", ["prune.allocation={'*': 0.7}"], ["0.7000 of all weights", "0.5000 is asked for"]),
+    ("table without a layer", ["prune.allocation={first: 0.5}"], ["no figure for", "exclude them"]),
+    ("bounds turned round", ["prune.bounds={'*': {min: 0.9, max: 0.1}}"], ["prune.bounds.*", "0.9 is above max 0.1"]),
+    ("bounds that forbid the budget", ["prune.bounds={'*': {max: 0.4}}"], ["prune.bounds", "at most", "are asked for"]),
+    ("bounds above the budget", ["prune.bounds={'*': {min: 0.6}}"], ["least sparsities", "but only"]),
+    ("bounds of nothing", ["prune.bounds={nothing: {max: 0.4}}"], ["'nothing' matches no parameter"]),
+    ("power of a cubic", ["prune.power=2.0"], ["prune.power", "prune.schedule=polynomial"]),
+    (
+        "length of one shot",
+        ["prune.schedule=oneshot", "prune.length={steps: 2}"],
+        ["prune.length", "oneshot prunes once"],
+    ),
+    ("lamp of other scores", ["prune.allocation=lamp", "prune.score=random"], ["prune.allocation", "lamp scales"]),
+    (
+        "score before the first gradient",
+        ["phases.dense.steps=0", "distill=null", "prune.score=taylor", "prune.schedule=oneshot"],
+        ["prune.score", "no gradient when pruning begins", "phases.dense"],
+    ),
+    ("score that is not there", ["prune.score=math:cube"], ["prune.score: math has no function 'cube'"]),
+    ("schedule of no module", ["prune.schedule=nowhere:Schedule"], ["prune.schedule: cannot import 'nowhere'"]),
+    ("schedule that is none", ["prune.schedule=builtins:dict"], ["prune.schedule: builtins:dict is no schedule"]),
+    (
+        "schedule that ends too low",
+        ["prune.schedule=nets_of_a_user:TooLow"],
+        ["prune.schedule: nets_of_a_user:TooLow has 0.25 at its last update", "prune.sparsity 0.5"],
+    ),
+]
+
+CASES = [*KEYS, *COMBINATIONS, *MODELS, *FEATURES, *TRANSFORMS, *DATA, *PRUNING, *METHODS, *PLACES]

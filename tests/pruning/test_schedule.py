@@ -11,26 +11,6 @@ def updates(schedule: CubicSchedule, steps: int = 200) -> list[int]:
     return [s for s in range(steps) if schedule.is_update(s)]
 
 
-@pytest.mark.parametrize(("step", "sparsity"), [(100, 0.2), (102, 0.4928), (105, 0.725), (110, 0.8)])
-def test_cubic_gives_the_values_of_tensorflow_model_optimization(step, sparsity):
-    # tfmot's pruning_schedule_test.py, PolynomialDecay with power 3 (Zhu and Gupta 2017, equation 1).
-    schedule = CubicSchedule(initial=0.2, final=0.8, begin=100, end=110)
-    assert schedule.sparsity(step) == pytest.approx(sparsity, abs=1e-9)
-
-
-@pytest.mark.parametrize(("final", "at_4", "at_13"), [(0.8, 0.2897, 0.8), (0.4, 0.1813, 0.4)])
-def test_cubic_gives_the_values_of_torch_ao(final, at_4, at_13):
-    # torch.ao test_scheduler.py, CubicSL with initial step 3, delta_t 2 and 5 updates: the span is 10 steps.
-    schedule = CubicSchedule(initial=0.1, final=final, begin=3, end=13, every=2)
-    assert schedule.sparsity(4) == pytest.approx(at_4, abs=5e-5)
-    assert schedule.sparsity(13) == at_13
-
-
-def test_cubic_gives_the_value_of_jaxpruner_one_step_later():
-    # jaxpruner's PolynomialSchedule, 0 to 0.5 over 20 steps: 0.4375 at its step 9, which is our step 10.
-    assert CubicSchedule(final=0.5, begin=0, end=20).sparsity(10) == pytest.approx(0.4375)
-
-
 def test_nothing_is_pruned_before_begin_and_final_holds_after_end():
     schedule = CubicSchedule(initial=0.2, final=0.8, begin=100, end=110)
     assert [schedule.sparsity(s) for s in (0, 99, 111, 10**9)] == [0.0, 0.0, 0.8, 0.8]

@@ -148,29 +148,6 @@ def test_halves_are_rounded_to_even(sparsity, zeros):
     assert pruned([torch.randn(10)], sparsity).zeros == zeros
 
 
-def test_values_of_torch_global_pruning():
-    # torch test/nn/test_pruning.py, test_global_pruning: the 4 smallest of 11 in l1.
-    pruner = pruned([torch.tensor([[1.0, 2, 3, 4], [-4, -3, -2, -1]]), torch.tensor([[0, 0.1, -2]])], 4 / 11)
-    assert [t.weight.tolist() for t in pruner.tensors] == [[[0, 2, 3, 4], [-4, -3, -2, 0]], [[0, 0, -2]]]
-
-
-def test_two_fifths_of_17_are_7():
-    # torch test/nn/test_pruning.py: 0.4 of 17 -> 7.
-    assert pruned([torch.randn(10), torch.randn(7)], 0.4).zeros == 7
-
-
-@pytest.mark.parametrize(
-    ("weights", "kept"),
-    [
-        ([1.0] * 8, [1, 1, 1, 1, 0, 0, 0, 0]),
-        ([1, 0.5, 0.3, 0.2, 1, 1.5, 1.8, 2, 1, 1], [1, 0, 0, 0, 1, 1, 1, 1, 0, 0]),
-    ],
-)
-def test_values_of_jaxpruner(weights, kept):
-    # jaxpruner's tests of magnitude pruning at 0.5: of equal scores the earlier ones stay.
-    assert keeps(pruned([torch.tensor(weights)], 0.5)) == [[bool(x) for x in kept]]
-
-
 def test_ties_are_split_by_row_major_place_in_channels_last_weights():
     weight = torch.ones(1, 2, 2, 2).to(memory_format=torch.channels_last)
     assert keeps(pruned([weight], 0.25)) == [[True] * 6 + [False] * 2]

@@ -109,8 +109,12 @@ def test_a_gradient_norm_is_clipped_after_masking():
         ("run.precision=bf16", "model={name: digits_cnn}", "model.channels_last=true", "train.label_smoothing=0.1"),
         ("data.storage=stream", "data.workers=2"),
         ("prune.include=[last]", "distill=null"),
+        ("prune.schedule=oneshot", "phases.prune.epochs=0", "phases.finetune.epochs=3", "prune.allocation=uniform"),
+        ("prune.schedule=cosine", "prune.allocation=lamp"),
+        ("prune.schedule=polynomial", "prune.power=5.0", "prune.allocation={last: 0.5, '*': 0.908}"),
+        ("prune.schedule=distprune:CubicSchedule", "prune.score=distprune.pruning:Taylor", "prune.allocation=erk"),
     ],
-    ids=["adamw", "bf16", "stream", "last"],
+    ids=["adamw", "bf16", "stream", "last", "oneshot", "lamp", "table", "own"],
 )
 def test_settings_reach_the_target_sparsity(settings):
     run(*settings)

@@ -1,0 +1,40 @@
+"""Runs with other scores, allocations and schedules than the default, stopped and sharded."""
+
+import signal
+
+import pytest
+
+from tests.jobs import read_json
+from tests.training.runs import reached, whole
+
+MOVEMENT = (
+    "prune.score=movement",
+    "prune.allocation=erk",
+    "prune.schedule=linear",
+    "prune.bounds={last: {max: 0.6}}",
+    "checkpoint.every=30",
+)
+TAYLOR = (
+    "prune.score=taylor",
+    "prune.schedule=exponential",
+    "prune.every=7",
+    "checkpoint.every=30",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "job"), [("cpu", MOVEMENT), ("fsdp2", TAYLOR)], ids=["ddp", "fsdp2"])
+def test_a_killed_run_goes_on_to_the_same_bytes_whatever_it_prunes_by(tmp_path, start, launcher, job):
+    code, output = start(2, "run.dir=undisturbed", *job, launcher=launcher)
+    assert code == 0, output
+    folder = tmp_path / "run"
+    start(2, "run.dir=run", *job, send=signal.SIGKILL, once=reached(folder, 380), everyone=True, launcher=launcher)
+    code, output = start(2, "run.dir=run", *job, launcher=launcher)
+    assert code == 0, output
+    assert "going on from step" in output
+    assert whole(folder) == whole(tmp_path / "undisturbed")
+    summary = read_json(folder / "summary.json")
+    assert summary["prune/zeros"] == round(0.9 * summary["prune/weights"])
+    if job is MOVEMENT:
+        *_, last = summary["prune/layers"].values()
+        assert last["sparsity"] <= 0.6
