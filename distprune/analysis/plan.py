@@ -194,7 +194,8 @@ def _doubts(config: Config, layers: dict[str, LayerSparsity], timetable: Timetab
         weights = math.prod(layer.shape)
         least = config.prune.min_weights
         if trained and weights > least >= weights - layer.zeros:
-            yield f"{name}: {least or 'nothing'} would be left of its {weights:,} weights; exclude it, or set prune.bounds"
+            what_is_left = least or "nothing"
+            yield f"{name}: {what_is_left} would be left of its {weights:,} weights; exclude it, or set prune.bounds"
         elif (left := weights * (1 - config.prune.sparsity)) < FEW_WEIGHTS:
             yield (
                 f"{name}: prune.sparsity {config.prune.sparsity} leaves about {left:.0f} of its {weights} weights; "

@@ -59,9 +59,11 @@ def bounds_of(tensors: Sequence[Prunable], bounds: Mapping[str, Bounds]) -> list
 
 
 def make_limits(
-    tensors: Sequence[Prunable], bounds: Sequence[Bounds], min_weights: int, pruned: Sequence[int], k: int, part: float
+    tensors: Sequence[Prunable], bounds: Sequence[Bounds], min_weights: int, pruned: Sequence[int], k: int, final: int
 ) -> Limits:
     """What bounds mean for the next update.
+
+    Least sparsities rise in proportion to `k`, and at all times so fast that they can still be met at the end.
 
     Args:
         tensors: what is pruned.
@@ -69,18 +71,17 @@ def make_limits(
         min_weights: how many weights stay of each that has more.
         pruned: how many are pruned of each; they stay pruned.
         k: how many weights are to be pruned in all.
-        part: how much of the final sparsity is asked for, a fraction; least sparsities rise with it.
+        final: how many at the end.
 
     Raises:
-        ValueError: no counts within the limits add up to `k`; the message says which limits stand against it.
+        ValueError: no counts within the limits add up to `k`, or at the end to `final`; the message says which stand
+            against it.
     """
-    lowest, highest = [], []
-    for tensor, bound, before in zip(tensors, bounds, pruned, strict=True):
-        most = min(math.floor(bound.max * tensor.numel + 1e-9), max(tensor.numel - min_weights, 0))
-        least = math.ceil(bound.min * part * tensor.numel - 1e-9)
-        highest.append(max(most, before))
-        lowest.append(min(max(least, before), highest[-1]))
-    weights = sum(t.numel for t in tensors)
+    sizes = [t.numel for t in tensors]
+    most = [max(min(math.floor(b.max * n + 1e-9), n - min_weights), 0) for b, n in zip(bounds, sizes, strict=True)]
+    highest = [max(high, before) for high, before in zip(most, pruned, strict=True)]
+    least = [min(math.ceil(b.min * n - 1e-9), high) for b, n, high in zip(bounds, sizes, highest, strict=True)]
+    weights = sum(sizes)
     if sum(highest) < k:
         tight = [t.name for t, high in zip(tensors, highest, strict=True) if high < t.numel - min_weights]
         whose = f"prune.bounds of {_some(tight)} and " if tight else ""
@@ -88,13 +89,30 @@ def make_limits(
             f"{whose}min_weights={min_weights} allow at most {sum(highest)} of {weights} weights to be pruned "
             f"(sparsity {sum(highest) / weights:.6f}), but {k} are asked for ({k / weights:.6f})"
         )
-    if sum(lowest) > k:
+    needed = sum(max(low, before) for low, before in zip(least, pruned, strict=True))
+    if needed > final:
         tight = [t.name for t, b in zip(tensors, bounds, strict=True) if b.min > 0]
         raise ValueError(
-            f"the least sparsities of {_some(tight)} take {sum(lowest)} of {weights} weights "
-            f"({sum(lowest) / weights:.6f}), but only {k} are to be pruned ({k / weights:.6f})"
+            f"the least sparsities of {_some(tight)} take {needed} of {weights} weights ({needed / weights:.6f}), but "
+            f"only {final} are to be pruned ({final / weights:.6f})"
         )
-    return Limits(tuple(lowest), tuple(highest))
+    return Limits(tuple(_rising(least, pruned, k, final)), tuple(highest))
+
+
+def _rising(least: Sequence[int], pruned: Sequence[int], k: int, final: int) -> list[int]:
+    """The fewest weights of each tensor when `k` are pruned, on the way to `least` at `final`.
+
+    They are in proportion, as far as whole numbers allow without asking for more than `k`, or leaving more to do than
+    can be done from `k` to `final`.
+    """
+    rises = [max(0, low * k // max(final, 1) - before) for low, before in zip(least, pruned, strict=True)]
+    lacking = [max(0, low - before) for low, before in zip(least, pruned, strict=True)]
+    most, fewest = k - sum(pruned), sum(lacking) - (final - k)
+    while sum(rises) > most:
+        rises[max(range(len(rises)), key=rises.__getitem__)] -= 1
+    while sum(rises) < fewest:
+        rises[max(range(len(rises)), key=lambda i: lacking[i] - rises[i])] += 1
+    return [before + rise for before, rise in zip(pruned, rises, strict=True)]
 
 
 def fill(k: int, sizes: Sequence[int], densities: Sequence[float], limits: Limits) -> list[int]:

@@ -307,7 +307,8 @@ class Pruner:
         final = self.schedule.final
         self._allocation.check(self.tensors, final)
         nothing = [0] * len(self.tensors)
-        make_limits(self.tensors, self._bounds, self._min_weights, nothing, round(final * self.weights), 1.0)
+        k = round(final * self.weights)
+        make_limits(self.tensors, self._bounds, self._min_weights, nothing, k, k)
 
     def _find_thresholds(self, k: int, step: int) -> list[Threshold]:
         self._scorer.refuse_unobserved(step)
@@ -315,8 +316,8 @@ class Pruner:
         self._scorer.lay_out()
         self.mask_weights()
         pruned = [t.numel - self._kept[t.name] for t in self.tensors]
-        part = min(1.0, k / max(1, round(self.schedule.final * self.weights)))
-        limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, part)
+        final = max(k, round(self.schedule.final * self.weights))
+        limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final)
         search = Search(self.tensors, list(self.masks.values()), pruned, self._scorer, self._ranks)
         try:
             return self._allocation.thresholds(search, k, limits)

@@ -19,7 +19,7 @@ from distprune.pruning import (
     TableAllocation,
     UniformAllocation,
 )
-from distprune.pruning.limits import Limits, fill
+from distprune.pruning.limits import Limits, fill, make_limits
 from distprune.pruning.pruner import GLOBAL
 from tests.pruning.reference import Bag, Levels
 
@@ -84,14 +84,12 @@ def budgets(draw):
     return tensors, bounds, levels, draw(st.integers(0, 2))
 
 
-def limits_by_hand(tensors, bounds, min_weights, level, final):
-    n = [len(t) for t in tensors]
-    total = sum(n)
-    part = 1.0 if level == final else round(level * total) / max(1, round(final * total))
-    lowest = [math.ceil(b.min * part * m - 1e-9) for m, b in zip(n, bounds.values(), strict=True)]
+def limits_at_the_end(tensors, bounds, min_weights):
     highest = [
-        min(math.floor(b.max * m + 1e-9), max(m - min_weights, 0)) for m, b in zip(n, bounds.values(), strict=True)
+        max(min(math.floor(b.max * len(t) + 1e-9), len(t) - min_weights), 0)
+        for t, b in zip(tensors, bounds.values(), strict=True)
     ]
+    lowest = [math.ceil(b.min * len(t) - 1e-9) for t, b in zip(tensors, bounds.values(), strict=True)]
     return [min(low, high) for low, high in zip(lowest, highest, strict=True)], highest
 
 
@@ -100,24 +98,26 @@ def limits_by_hand(tensors, bounds, min_weights, level, final):
 def test_bounds_and_budget_are_met_together_and_nothing_better_stays_pruned(drawn):
     tensors, bounds, levels, min_weights = drawn
     total, scores = sum(map(len, tensors)), magnitudes(tensors)
-    limits = [limits_by_hand(tensors, bounds, min_weights, level, levels[-1]) for level in levels]
-    k = round(levels[-1] * total)
-    if not sum(limits[-1][0]) <= k <= sum(limits[-1][1]):
-        with pytest.raises(ValueError, match=str(k)):
+    least, highest = limits_at_the_end(tensors, bounds, min_weights)
+    final = round(levels[-1] * total)
+    if not sum(least) <= final <= sum(highest):
+        with pytest.raises(ValueError, match=str(final)):
             pruner_of(tensors, levels, bounds=bounds, min_weights=min_weights)
         return
     pruner = pruner_of(tensors, levels, bounds=bounds, min_weights=min_weights)
     before = kept(pruner)
-    for number, (level, (lowest, highest)) in enumerate(zip(levels, limits, strict=True)):
-        gone_before = [row.count(False) for row in before]
-        lowest = [max(low, gone) for low, gone in zip(lowest, gone_before, strict=True)]
+    for number, level in enumerate(levels):
         k = round(level * total)
-        try:
-            _ = next_step(pruner) if number else pruner.step()
-        except ValueError:
-            # Rounded up one by one, least sparsities can take more than a small budget has.
-            assert sum(lowest) > k
-            return
+        limits = make_limits(pruner.tensors, pruner._bounds, min_weights, zeros(pruner), k, final)
+        lowest = limits.lowest
+        assert limits.highest == tuple(highest)
+        if k == final:
+            assert all(low >= end for low, end in zip(lowest, least, strict=True))
+        for low, end, gone in zip(lowest, least, zeros(pruner), strict=True):
+            assert gone <= low <= max(gone, end)
+            # In proportion, but for whole numbers: each tensor's may be one off, and has to make up for that of others.
+            assert low - max(gone, end * k / max(final, 1)) <= len(tensors)
+        _ = next_step(pruner) if number else pruner.step()
         now, counts = kept(pruner), zeros(pruner)
         assert sum(counts) == k
         assert all(low <= c <= high for low, c, high in zip(lowest, counts, highest, strict=True))
