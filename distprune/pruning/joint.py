@@ -8,6 +8,7 @@ and last keys say which bins a cut may lie in; and so on, until every interval i
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from functools import partial
 from typing import Protocol
@@ -103,10 +104,13 @@ def share_jointly(search: Search, k: int, limits: Limits, level: Level) -> list[
         too_few = bisect_left(candidates, True, key=partial(suffices, first_level)) - 1
         first = _reached(last_level, candidates[too_few]) if too_few >= 0 else torch.zeros_like(before[:, :1])
         last = torch.maximum(_reached(first_level, candidates[enough]), first)
+        intervals = torch.stack([bins.low, bins.high])
         bins.narrow(edges, before, mass, first, last)
         certain, possible = within(bins.below), within(bins.below + bins.inside)
         if not ((possible > certain) & (bins.high - bins.low > 1)).any():
             break
+        if torch.equal(intervals, torch.stack([bins.low, bins.high])):
+            break  # squares so small that they are 0: the levels that are left are equal
 
     levels = first_level.gather(1, bins.place.clamp(max=first_level.shape[1] - 1))[:, 0].tolist()
     counts, room = certain.tolist(), (possible - certain).tolist()
@@ -206,7 +210,11 @@ def _factors(search: Search) -> list[float]:
     for number, _, keys in search.pieces():
         largest[number] = largest[number].maximum(keys.max())
     largest = search.ranks.max(largest).clamp(max=search.format.infinite - 1)
-    exponents = torch.frexp(search.format.values(largest) ** 2).exponent.tolist()
+    squares = search.format.values(largest) ** 2
+    if beyond := [t.name for t, square in zip(search.tensors, squares.tolist(), strict=True) if square == math.inf]:
+        search.refuse_nonfinite()
+        raise ValueError(f"allocation: lamp squares weights, and those of {', '.join(beyond)} are too large for that")
+    exponents = torch.frexp(squares).exponent.tolist()
     return [
         2.0 ** min(62 - exponent - tensor.numel.bit_length(), 1000)
         for exponent, tensor in zip(exponents, search.tensors, strict=True)

@@ -142,12 +142,12 @@ def fill(k: int, sizes: Sequence[int], densities: Sequence[float], limits: Limit
     counts = limits.clamp([math.floor(share + 1e-9) for share in shares])
     by_rest = sorted(range(len(counts)), key=lambda i: (counts[i] - shares[i], i))
     while (missing := k - sum(counts)) != 0:
-        step = 1 if missing > 0 else -1
-        before = sum(counts)
-        for i in by_rest if step > 0 else reversed(by_rest):
-            if limits.lowest[i] <= counts[i] + step <= limits.highest[i] and sum(counts) != k:
-                counts[i] += step
-        assert sum(counts) != before, "k lies between the sums of the limits"
+        each = max(1, abs(missing) // len(counts))
+        for i in by_rest if missing > 0 else reversed(by_rest):
+            room = limits.highest[i] - counts[i] if missing > 0 else counts[i] - limits.lowest[i]
+            taken = min(each, room, abs(k - sum(counts)))
+            counts[i] += taken if missing > 0 else -taken
+        assert k - sum(counts) != missing, "k lies between the sums of the limits"
     return counts
 
 

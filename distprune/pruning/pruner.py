@@ -24,7 +24,7 @@ from distprune.pruning.schedule import Schedule
 from distprune.pruning.scorer import Scorer
 from distprune.pruning.scores import Score, magnitude
 from distprune.pruning.shards import chunks, flat, local
-from distprune.pruning.threshold import NonFiniteError, Search, Threshold
+from distprune.pruning.threshold import NOTHING, NonFiniteError, Search, Threshold
 
 GLOBAL = GlobalAllocation()
 
@@ -250,6 +250,7 @@ class Pruner:
             cuts = self._find_thresholds(k, step)
             self._cut(cuts)
             self._mask_optimizer_state()
+        self._scorer.forget()
         self._verify(changed)
         if self.zeros != k:
             raise MaskMismatchError(f"{self.zeros} weights are masked at step {step}, not {k} as the schedule asks")
@@ -260,7 +261,7 @@ class Pruner:
             zeros=self.zeros,
             weights=self.weights,
             newly_pruned=self.zeros - before,
-            threshold=max((self._scorer.value(cut.key) for cut in cuts), default=0.0),
+            threshold=max((self._scorer.value(cut.key) for cut in cuts if cut is not NOTHING), default=0.0),
             held=self._held(),
             seconds=time.perf_counter() - began,
         )
@@ -337,7 +338,6 @@ class Pruner:
                 keys = self._scorer.keys(tensor, mask, begin, end)
                 mask[begin:end] &= threshold.keeps(tensor, keys, begin)
                 mask_ops.apply(mask[begin:end], weight[begin:end])
-        self._scorer.forget()
 
     def _lay_out_masks(self) -> None:
         """Follow weights that were moved to another device or memory format since the last update."""

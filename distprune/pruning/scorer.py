@@ -70,6 +70,7 @@ class Scorer:
         """Take note of the gradients as they are, divided by `scale`; called once before each optimizer step."""
         if self._watching is None:
             return
+        self.lay_out()
         for tensor in self._tensors:
             if (gradient := tensor.weight.grad) is not None:
                 seen = self._watching.observe(tensor.local, local(gradient)).float()
@@ -110,7 +111,8 @@ class Scorer:
         Raises:
             ValueError: it is of other tensors, and nothing has changed.
         """
-        if observed.keys() != self.observed.keys():
+        shapes = {name: local(seen).shape for name, seen in observed.items()}
+        if shapes != {name: local(seen).shape for name, seen in self.observed.items()}:
             raise ValueError("what was observed of weights is of another score or of other tensors")
         for name, seen in observed.items():
             local(self.observed[name]).copy_(local(seen))

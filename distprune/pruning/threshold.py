@@ -124,9 +124,12 @@ class Search:
         moving = [number for number, count in enumerate(counts) if count > self.pruned[number]]
         if not moving:
             return [NOTHING] * len(counts)
-        groups = [moving.index(number) if number in moving else None for number in range(len(counts))]
-        found = self._select([counts[n] for n in moving], groups, [self.pruned[n] for n in moving])
-        return [NOTHING if group is None else found[group] for group in groups]
+        # The others are one more group, of which all is taken, so that what is not finite in them is found too.
+        others = sum(t.numel for number, t in enumerate(self.tensors) if number not in moving)
+        groups = [moving.index(number) if number in moving else len(moving) for number in range(len(counts))]
+        ks, pruned = [counts[n] for n in moving], [self.pruned[n] for n in moving]
+        found = self._select([*ks, *[others] * (others > 0)], groups, [*pruned, *[0] * (others > 0)])
+        return [found[group] if number in moving else NOTHING for number, group in enumerate(groups)]
 
     def count(self, threshold: Threshold) -> list[int]:
         """How many weights of each tensor a threshold leaves pruned. One collective, an integer for each tensor."""
@@ -140,19 +143,18 @@ class Search:
         keep &= self._masks[number][begin : begin + len(keys)]
         return len(keys) - keep.count_nonzero()
 
-    def _select(self, ks: Sequence[int], groups: Sequence[int | None], pruned: Sequence[int]) -> list[Threshold]:
+    def _select(self, ks: Sequence[int], groups: Sequence[int], pruned: Sequence[int]) -> list[Threshold]:
         """The threshold of each group of tensors that prunes so many of it.
 
         Args:
             ks: how many of each group, more than are pruned of it.
-            groups: to which group a tensor belongs, or None.
+            groups: to which group a tensor belongs.
             pruned: how many are pruned of each group.
         """
 
         def grouped() -> Iterator[tuple[int, Tensor]]:
             for number, _, keys in self.pieces():
-                if (group := groups[number]) is not None:
-                    yield group, keys
+                yield groups[number], keys
 
         digits = digit_widths(self.format.bits, len(ks))
 
@@ -166,7 +168,7 @@ class Search:
         ties = [kth.rank - before if kth.key == 0 else kth.rank for kth, before in zip(found, pruned, strict=True)]
         return self._split_ties(found, ties, groups)
 
-    def _split_ties(self, found: Sequence[Kth], ties: Sequence[int], groups: Sequence[int | None]) -> list[Threshold]:
+    def _split_ties(self, found: Sequence[Kth], ties: Sequence[int], groups: Sequence[int]) -> list[Threshold]:
         split = [group for group, kth in enumerate(found) if kth.rank < kth.equal]
         if not split:
             return [Threshold(kth.key, 0) for kth in found]

@@ -297,3 +297,33 @@ def test_nonfinite_weights_are_refused_by_every_allocation(allocation, value):
     with pytest.raises(NonFiniteError, match=r"tensors\.1: 1 of 50; nothing was pruned"):
         pruner.step()
     assert pruner.zeros == 0
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-100, 1e100])
+def test_lamp_finds_its_way_where_squares_are_tiny_or_huge(scale):
+    tensors = [torch.randn(8, 8, dtype=torch.float64) * scale, torch.randn(8, 8, dtype=torch.float64)]
+    pruner = pruner_of(tensors, [0.5], LampAllocation())
+    pruner.step()
+    assert pruner.zeros == 64
+
+
+def test_lamp_says_that_weights_are_too_large_to_be_squared():
+    pruner = pruner_of([torch.randn(8, dtype=torch.float64) * 1e160], [0.5], LampAllocation())
+    with pytest.raises(ValueError, match=r"lamp squares weights, and those of tensors\.0 are too large"):
+        pruner.step()
+
+
+def test_a_layer_that_is_to_be_empty_at_the_end_is_shared_out_at_once():
+    highest = (2_359_999, *[199_999] * 53)
+    counts = fill(20_000, [2_360_000, *[200_000] * 53], [0.0, *[0.2] * 53], Limits((0,) * 54, highest))
+    assert sum(counts) == 20_000
+
+
+def test_nan_in_a_layer_that_is_not_pruned_further_is_refused_too():
+    pruner = pruner_of(
+        [torch.randn(40), torch.randn(40)], [0.25, 0.5], UniformAllocation(), {"first": Bounds(max=0.25)}
+    )
+    pruner.step()
+    pruner.tensors[0].weight.detach()[pruner.masks["tensors.0"]] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"tensors\.0: 30 of 40"):
+        next_step(pruner)

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from distprune.pruning import GlobalAllocation, Movement, NonFiniteError, Pruner, Random, Taylor, UniformAllocation
+from distprune.pruning import (
+    Bounds,
+    GlobalAllocation,
+    LinearSchedule,
+    Movement,
+    NonFiniteError,
+    Pruner,
+    Random,
+    Taylor,
+    UniformAllocation,
+)
 from tests.pruning.reference import Bag, Levels
 
 
@@ -37,7 +47,8 @@ def lowest(scores: list[torch.Tensor], masks: list[torch.Tensor], k: int) -> lis
 def test_scores_by_gradients_are_those_that_plain_torch_adds_up(score, forgets):
     net, optimizer = net_and_optimizer()
     weights = [net[0].weight, net[2].weight]
-    pruner = Pruner(net, optimizer, Levels([0.0, 0.0, 0.0, 0.3, 0.3, 0.3, 0.7]), score=score)
+    schedule = LinearSchedule(final=0.6, begin=3, end=9, every=3, initial=0.2)
+    pruner = Pruner(net, optimizer, schedule, score=score)
     sums, seen = [torch.zeros_like(w) for w in weights], 0
 
     def note(*_):
@@ -48,20 +59,17 @@ def test_scores_by_gradients_are_those_that_plain_torch_adds_up(score, forgets):
             total += product.abs() if forgets else -product
 
     optimizer.register_step_pre_hook(note)
-    pruner.step()
-    for step in range(1, 7):
+    for step in range(1, 10):
         train(net, optimizer, step)
-        if (level := pruner.schedule.sparsity(step)) > pruner.sparsity + 1e-3:
-            expected = lowest(
-                [s / seen if forgets else s for s in sums], list(pruner.masks.values()), round(level * 340)
-            )
-            pruner.step()
+        scores = [s / seen if forgets else s for s in sums]
+        expected = lowest(scores, list(pruner.masks.values()), round(schedule.sparsity(step) * 340))
+        report = pruner.step()
+        assert (report is not None) == (step in (3, 6, 9))
+        if report:
             assert [m.flatten().tolist() for m in pruner.masks.values()] == expected
             if forgets:
                 sums, seen = [torch.zeros_like(w) for w in weights], 0
-        else:
-            pruner.step()
-    assert pruner.zeros == 238
+    assert pruner.zeros == 204
 
 
 @pytest.mark.parametrize("score", [Taylor(), Movement()])
@@ -181,3 +189,29 @@ def test_scores_of_another_shape_are_refused():
     )
     with pytest.raises(ValueError, match=r"the score of tensors\.0 has shape \(\), not \(5,\)"):
         pruner.step()
+
+
+def test_what_was_observed_of_other_shapes_is_refused_and_nothing_changes():
+    pruners = []
+    for width in (5, 8):
+        net = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(width, 4, bias=False))
+        pruners.append(Pruner(net, torch.optim.SGD(net.parameters()), Levels([0.0]), score=Taylor()))
+    ours, other = pruners
+    other._scorer.observed["0.weight"].fill_(7.0)
+    with pytest.raises(ValueError, match="other tensors"):
+        ours.load_state_dict(other.state_dict())
+    assert not any(seen.any() for seen in ours.state_dict()["observed"].values())
+
+
+def test_the_threshold_of_negative_scores_is_not_that_of_a_layer_which_stays():
+    model = Bag([-torch.arange(1.0, 11), -torch.arange(1.0, 11)])
+    pruner = Pruner(
+        model,
+        torch.optim.SGD(model.parameters()),
+        Levels([0.25]),
+        include=["*"],
+        score=lambda piece: piece.weight,
+        allocation=UniformAllocation(),
+        bounds={"first": Bounds(max=0.0)},
+    )
+    assert -6.0 <= pruner.step().threshold <= -5.0
