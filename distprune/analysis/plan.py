@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +13,12 @@ from torch.optim import SGD
 
 from distprune.config import Config, dump_config, load_config
 from distprune.errors import ConfigError
-from distprune.pruning import LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
+from distprune.pruning import GradientScore, LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
 from distprune.training.checks import check_fit, check_labels, check_teacher, rehearse
 from distprune.training.devices import make_accelerator
 from distprune.training.features import feature_widths, student_taps, teacher_taps
 from distprune.training.images import Images
-from distprune.training.methods import make_score, watches_gradients
+from distprune.training.methods import make_score
 from distprune.training.phases import Timetable, make_timetable
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
@@ -105,9 +104,8 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
 
 def _check_folder(folder: RunFolder, config: Config) -> None:
     """Refuse a folder that cannot be written, or holds another run."""
-    place = folder.nearest
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise ConfigError(f"run.dir: cannot write to {folder.path}: {place} is not a folder that can be written")
+    if (fault := folder.unwritable()) is not None:
+        raise ConfigError(fault)
     if folder.config.exists() and (folder.is_done() or any(folder.checkpoints.glob("step-*"))):
         refuse_another_job(folder.began_with(), config)
 
@@ -134,10 +132,9 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
 
 def _pruned_at_once(model: nn.Module, config: Config) -> dict[str, LayerSparsity]:
     """What would be left of the starting weights; scores that look at gradients know nothing yet, so by magnitude."""
-    score = make_score(config)
     at_once = OneShotSchedule(config.prune.sparsity)
-    instead = magnitude if watches_gradients(score) else score
-    pruner = make_pruner(model, SGD(model.parameters()), at_once, config, instead)
+    score = magnitude if _looks_at_gradients(config) else None
+    pruner = make_pruner(model, SGD(model.parameters()), at_once, config, score)
     try:
         pruner.step()
     except NonFiniteError as error:
@@ -145,6 +142,10 @@ def _pruned_at_once(model: nn.Module, config: Config) -> dict[str, LayerSparsity
     except ValueError as error:
         raise ConfigError(f"prune: {error}") from None
     return pruner.layers()
+
+
+def _looks_at_gradients(config: Config) -> bool:
+    return isinstance(make_score(config), GradientScore)
 
 
 def _phase_table(timetable: Timetable, steps_per_epoch: int) -> Table:
@@ -173,7 +174,7 @@ def _schedule_table(timetable: Timetable, weights: int) -> Table:
 
 def _layer_table(layers: dict[str, LayerSparsity], config: Config) -> Table:
     origin = "trained" if config.model.weights else "freshly drawn"
-    how = " by magnitude" if watches_gradients(make_score(config)) else ""
+    how = " by magnitude" if _looks_at_gradients(config) else ""
     table = Table(title=f"Layers, if the {origin} weights were pruned at once{how}", title_justify="left")
     table.add_column("layer", overflow="fold")
     for column in ("shape", "weights", "left", "sparsity"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile
@@ -145,8 +144,8 @@ def _check(
         if levels and config.prune.sparsity > levels[-1]:
             faults.append(_too_few(config.prune.sparsity, levels[-1], sparsities))
     folder = SensitivityFolder(out or "")
-    if not (folder.nearest.is_dir() and os.access(folder.nearest, os.W_OK)):
-        faults.append(f"--out: cannot write to {folder.path}: {folder.nearest} is not a folder that can be written")
+    if (fault := folder.unwritable()) is not None:
+        faults.append(fault)
     if faults or config is None:
         raise ConfigError(*faults, source=path)
     return config, levels, folder

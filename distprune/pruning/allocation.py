@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from distprune.pruning.joint import ByLamp, ByScore, share_jointly
-from distprune.pruning.limits import Limits, fill
+from distprune.pruning.limits import Limits, fill, some
 from distprune.pruning.prunable import Prunable, matching
 from distprune.pruning.threshold import Search, Threshold
 
 TABLE_TOLERANCE = 0.005
 
 
-class Allocation(Protocol):
+class Allocation(ABC):
     """Decides how much of each tensor is pruned."""
 
-    def check(self, tensors: Sequence[Prunable], final: float) -> None:
-        """Refuse tensors that it has no answer for, before anything is pruned.
+    def check(self, tensors: Sequence[Prunable], final: float) -> None:  # noqa: B027
+        """Refuse tensors that it has no answer for, before anything is pruned; here none.
 
         Args:
             tensors: what is pruned.
@@ -27,8 +27,8 @@ class Allocation(Protocol):
         Raises:
             ValueError: says what is missing or does not fit.
         """
-        ...
 
+    @abstractmethod
     def thresholds(self, search: Search, k: int, limits: Limits) -> list[Threshold]:
         """Where to cut each tensor so that `k` weights are pruned in all; called on all ranks.
 
@@ -40,19 +40,15 @@ class Allocation(Protocol):
         Raises:
             NonFiniteError: a score is NaN or infinite.
         """
-        ...
 
 
 @dataclass(frozen=True)
-class GlobalAllocation:
+class GlobalAllocation(Allocation):
     """One threshold for all tensors: the lowest scores of the model go, wherever they are.
 
     Where that would prune more or less of a tensor than its limits allow, it is held there, and the others make up for
     that: no weight that stays and could go scores below one that went and could have stayed.
     """
-
-    def check(self, tensors: Sequence[Prunable], final: float) -> None:
-        """Takes all tensors."""
 
     def thresholds(self, search: Search, k: int, limits: Limits) -> list[Threshold]:
         threshold = search.together(k)
@@ -65,29 +61,23 @@ class GlobalAllocation:
 
 
 @dataclass(frozen=True)
-class LampAllocation:
+class LampAllocation(Allocation):
     """Magnitudes scaled for each tensor by LAMP's rule compete with each other (Lee et al. 2021, arXiv:2010.07611).
 
     Within a tensor the smallest go first; how much of it, LAMP's score decides: w^2 over the sum of squares of the
     weights of the tensor that are not smaller. It takes the score `magnitude`.
     """
 
-    def check(self, tensors: Sequence[Prunable], final: float) -> None:
-        """Takes all tensors."""
-
     def thresholds(self, search: Search, k: int, limits: Limits) -> list[Threshold]:
         return search.each(share_jointly(search, k, limits, ByLamp(search.format)))
 
 
-class _ByDensity:
+class _ByDensity(Allocation):
     """Of each tensor a share is left in proportion to its density; which weights, their scores decide."""
 
-    def check(self, tensors: Sequence[Prunable], final: float) -> None:
-        """Takes all tensors."""
-
+    @abstractmethod
     def densities(self, tensors: Sequence[Prunable]) -> list[float]:
         """What is left of each tensor is in proportion to this, as far as limits allow."""
-        raise NotImplementedError
 
     def thresholds(self, search: Search, k: int, limits: Limits) -> list[Threshold]:
         sizes = [tensor.numel for tensor in search.tensors]
@@ -153,8 +143,6 @@ class TableAllocation(_ByDensity):
                 found.setdefault(name, 1 - sparsity)
         if missing := [name for name in names if name not in found]:
             raise ValueError(
-                f"allocation: the table has no figure for {', '.join(missing[:4])}"
-                + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-                + "; give one, such as '*': 0.9, or exclude them"
+                f"allocation: the table has no figure for {some(missing)}; give one, such as '*': 0.9, or exclude them"
             )
         return [found[name] for name in names]

@@ -105,7 +105,7 @@ def share_jointly(search: Search, k: int, limits: Limits, level: Level) -> list[
         first = _reached(last_level, candidates[too_few]) if too_few >= 0 else torch.zeros_like(before[:, :1])
         last = torch.maximum(_reached(first_level, candidates[enough]), first)
         intervals = torch.stack([bins.low, bins.high])
-        bins.narrow(edges, before, mass, first, last)
+        bins.narrow(edges, before, first, last)
         certain, possible = within(bins.below), within(bins.below + bins.inside)
         if not ((possible > certain) & (bins.high - bins.low > 1)).any():
             break
@@ -142,11 +142,10 @@ class _Bins:
         self._search = search
         tensors = len(search.tensors)
         self._number = 1 << max(1, BINS_BITS - (tensors - 1).bit_length())
-        self._sizes = torch.tensor([t.numel for t in search.tensors])
         self._factors = _factors(search) if with_mass else None
         self.low, self.below = torch.zeros(2, tensors, dtype=torch.int64)
         self.high = torch.full_like(self.low, search.format.infinite)
-        self.inside = self._sizes
+        self.inside = torch.tensor([t.numel for t in search.tensors])
         self.place = torch.zeros(tensors, 1, dtype=torch.int64)
         self._above = torch.zeros_like(self.low)
 
@@ -168,7 +167,11 @@ class _Bins:
             if self._factors is not None:
                 squares = search.format.values(keys) ** 2 * self._factors[number]
                 masses[number].index_add_(0, place, squares.round().long())
-        counts, masses = search.ranks.sum(torch.stack([counts, masses])).cpu()
+        if self._factors is None:
+            search.ranks.sum(counts)
+        else:
+            counts, masses = search.ranks.sum(torch.stack([counts, masses]))
+        counts, masses = counts.cpu(), masses.cpu()
         if not torch.equal(counts.sum(1), self.inside):
             search.refuse_nonfinite()
         offsets = torch.arange(self._number)[None] << torch.tensor(shifts)[:, None]
@@ -179,11 +182,11 @@ class _Bins:
         self._sums = sums
         return torch.cat([edges, self.high[:, None]], 1), before, self._unscaled(sums)
 
-    def narrow(self, edges: Tensor, before: Tensor, mass: Tensor, first: Tensor, last: Tensor) -> None:
+    def narrow(self, edges: Tensor, before: Tensor, first: Tensor, last: Tensor) -> None:
         """Let the intervals be those from bin `first` to before bin `last`, without empty bins at their ends.
 
         Args:
-            edges, before, mass: as counted.
+            edges, before: as counted.
             first, last: shape (tensors, 1).
         """
         begin, end = before.gather(1, first), before.gather(1, last)

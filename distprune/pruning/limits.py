@@ -84,7 +84,7 @@ def make_limits(
     weights = sum(sizes)
     if sum(highest) < k:
         tight = [t.name for t, high in zip(tensors, highest, strict=True) if high < t.numel - min_weights]
-        whose = f"prune.bounds of {_some(tight)} and " if tight else ""
+        whose = f"prune.bounds of {some(tight)} and " if tight else ""
         raise ValueError(
             f"{whose}min_weights={min_weights} allow at most {sum(highest)} of {weights} weights to be pruned "
             f"(sparsity {sum(highest) / weights:.6f}), but {k} are asked for ({k / weights:.6f})"
@@ -93,7 +93,7 @@ def make_limits(
     if needed > final:
         tight = [t.name for t, b in zip(tensors, bounds, strict=True) if b.min > 0]
         raise ValueError(
-            f"the least sparsities of {_some(tight)} take {needed} of {weights} weights ({needed / weights:.6f}), but "
+            f"the least sparsities of {some(tight)} take {needed} of {weights} weights ({needed / weights:.6f}), but "
             f"only {final} are to be pruned ({final / weights:.6f})"
         )
     return Limits(tuple(_rising(least, pruned, k, final)), tuple(highest))
@@ -151,5 +151,6 @@ def fill(k: int, sizes: Sequence[int], densities: Sequence[float], limits: Limit
     return counts
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first of many names, and how many more there are, for messages."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

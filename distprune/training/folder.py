@@ -30,6 +30,12 @@ class Folder:
         path = self.path.absolute()
         return next(place for place in (path, *path.parents) if place.exists())
 
+    def unwritable(self) -> str | None:
+        """What stands against writing to it, before anything is written; None where nothing does."""
+        if self.nearest.is_dir() and os.access(self.nearest, os.W_OK):
+            return None
+        return f"{self.key}: cannot write to {self.path}: {self.nearest} is not a folder that can be written"
+
     def claim(self) -> None:
         """Make the folder ready for one process to write, until that ends.
 

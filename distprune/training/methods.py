@@ -15,7 +15,6 @@ from distprune.pruning import (
     ErdosRenyiKernel,
     ExponentialSchedule,
     GlobalAllocation,
-    GradientScore,
     LampAllocation,
     LinearSchedule,
     Movement,
@@ -87,11 +86,6 @@ def make_score(config: Config) -> Score:
     except TypeError as error:
         raise ConfigError(f"prune.score: {name} cannot be made without arguments: {reason(error)}") from error
     return made
-
-
-def watches_gradients(score: Score) -> bool:
-    """Whether a score knows nothing before the first step."""
-    return isinstance(score, GradientScore)
 
 
 def make_allocation(prune: Prune) -> Allocation:
