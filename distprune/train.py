@@ -126,10 +126,10 @@ def _claim(folder: RunFolder) -> None:
 def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
     job.stopper.listen()
     job.liveness.start()
-    main_process, steps = job.accelerator.is_main_process, job.timetable.steps
+    main_process, timetable = job.accelerator.is_main_process, job.timetable
     try:
         if main_process:
-            folder.write_status("running", 0 if checkpoint is None else checkpoint.step, steps)
+            folder.write_status("running", 0 if checkpoint is None else checkpoint.step, timetable.steps)
         logger.info(f"{host()}, {job.accelerator.device}, process {os.getpid()}, {versions()}")
         if checkpoint is not None:
             checkpoint = job.run_state.restore(checkpoint)
@@ -145,10 +145,11 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
             trainer.dense or final,
             final,
             {
-                "steps": steps,
+                **job.recovery.summary(),
+                "steps": trainer.step,
                 "world_size": job.accelerator.num_processes,
                 "wall_s": trainer.wall_seconds,
-                "train_samples_per_s": steps * trainer.batch_size / trainer.train_seconds,
+                "train_samples_per_s": trainer.step * trainer.batch_size / trainer.train_seconds,
                 "seed": job.config.run.seed,
             },
         )
@@ -156,7 +157,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
         if main_process:
             folder.write_json("summary.json", summary)
             job.trackers.finish(summary)
-            folder.write_status("done", trainer.step, steps)
+            folder.write_status("done", trainer.step, trainer.step)
             print_summary(summary, folder.path)
         logger.info("done")
         return 0
@@ -164,7 +165,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
         logger.info(str(stop))
         if main_process:
             with suppress(OSError):
-                folder.write_status("preempted", job.trainer.step, steps, str(stop))
+                folder.write_status("preempted", job.trainer.step, timetable.steps, str(stop))
             job.trackers.preempt()
             job.trackers.finish(None)
             print(f"distprune: {stop}; the same command goes on", file=sys.stderr)
@@ -184,11 +185,11 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
         folder.clear(dump_config(job.config))
     else:
         progress_then, tracker_id = checkpoint.state["progress"], checkpoint.state["tracker_id"]
-        folder.go_back_to(begin, with_step=not (progress_then["row"] or progress_then["evaluating"]))
+        folder.go_back_to(begin, with_step=progress_then["logged_at"] == begin)
         if tracker_id is not None and folder.tracker_id() is None:
             folder.write_text(folder.wandb_id.name, tracker_id)
     folder.write_text(folder.config.name, dump_config(job.config))
-    progress = Progress(job.timetable.steps, begin)
+    progress = Progress(lambda: job.timetable.steps, begin)
     if job.config.tracking.wandb.mode != "disabled":
         from distprune.tracking.wandb import WandbTracker
 

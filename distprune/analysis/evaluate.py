@@ -11,8 +11,7 @@ from distprune.data import load_images
 from distprune.errors import ConfigError
 from distprune.training.checks import check_fit
 from distprune.training.devices import make_accelerator
-from distprune.training.evaluation import evaluate
-from distprune.training.images import Images
+from distprune.training.held_out import HeldOut
 from distprune.training.run_folder import RunFolder
 from distprune.training.setup import make_model, place
 
@@ -25,16 +24,15 @@ def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
     """
     config = _config_of(target, overrides)
     accelerator = make_accelerator(config)
-    held_out = Images(config, config.data.eval_split, accelerator)
-    classes = len(load_images(config.data, config.data.train_split).classes)
+    train = load_images(config.data, config.data.train_split)
+    held_out, classes = HeldOut(config, train, accelerator), len(train.classes)
     model = place(make_model(config, classes), config, accelerator)
-    check_fit(model, held_out.first_images(), classes, accelerator)
-    result = evaluate(model, held_out.eval_batches()(), accelerator.autocast, accelerator.device)
+    check_fit(model, held_out.images.first_images(), classes, accelerator)
+    result = held_out.evaluate(model)
     weights = sum(p.numel() for p in model.parameters())
     nonzero = sum(int((p != 0).sum()) for p in model.parameters())
     figures = {
-        "eval/top1": result.top1,
-        "eval/loss": result.loss,
+        **result.figures(),
         "eval/samples": result.samples,
         "params/total": weights,
         "params/nonzero": nonzero,

@@ -14,9 +14,10 @@ from torch.optim import SGD
 from distprune.config import Config, dump_config, load_config
 from distprune.errors import ConfigError
 from distprune.pruning import GradientScore, LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
-from distprune.training.checks import check_fit, check_labels, check_teacher, rehearse
+from distprune.training.checks import check_fit, check_teacher, rehearse
 from distprune.training.devices import make_accelerator
 from distprune.training.features import feature_widths, student_taps, teacher_taps
+from distprune.training.held_out import HeldOut
 from distprune.training.images import Images
 from distprune.training.methods import make_score
 from distprune.training.phases import Timetable, make_timetable
@@ -73,13 +74,12 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     tried = config.run.model_copy(update={"precision": "fp32"}) if elsewhere else config.run
     accelerator = make_accelerator(config.model_copy(update={"run": tried}))
     train_images = Images(config, config.data.train_split, accelerator)
-    held_out_images = Images(config, config.data.eval_split, accelerator)
-    train, held_out = train_images.data, held_out_images.data
-    check_labels(train, held_out, config.data.eval_split)
+    train = train_images.data
+    held_out = HeldOut(config, train, accelerator).images
     order = make_order(config, len(train), world_size)
     timetable = make_timetable(config, order.steps_per_epoch)
     model = make_model(config, len(train.classes)).to(accelerator.device)
-    outputs = check_fit(model, held_out_images.first_images(), len(train.classes), accelerator)
+    outputs = check_fit(model, held_out.first_images(), len(train.classes), accelerator)
     images, labels = train_images.first_samples()
     student, dense = student_taps(config.distill, model)
     with student, dense:
@@ -94,7 +94,7 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
         config,
         timetable,
         order.steps_per_epoch,
-        (len(train), len(held_out)),
+        (len(train), len(held_out.data)),
         len(train.classes),
         pruner.weights,
         dict(pruner.left_out),
@@ -155,7 +155,8 @@ def _phase_table(timetable: Timetable, steps_per_epoch: int) -> Table:
     for span in timetable.spans:
         epochs = (span.end - span.begin) / steps_per_epoch
         rate = f"{span.phase.schedule}, {span.lr(span.begin):.3g} to {span.lr(span.end - 1):.3g}"
-        table.add_row(span.name, f"{span.begin + 1:,}", f"{span.end:,}", f"{epochs:.1f}", rate)
+        name = span.name if span.attempt is None else f"round {span.attempt.round}"
+        table.add_row(name, f"{span.begin + 1:,}", f"{span.end:,}", f"{epochs:.1f}", rate)
     return table
 
 

@@ -62,7 +62,7 @@ def print_sensitivity(path: str, overrides: Sequence[str], sparsities: str, out:
             )
         held_out = Images(config, config.data.eval_split, accelerator)
         train = load_images(config.data, config.data.train_split)
-        check_labels(train, held_out.data, config.data.eval_split)
+        check_labels(train, held_out.data, "data.eval_split", config.data.eval_split)
         model = place(make_model(config, len(train.classes)), config, accelerator)
         check_fit(model, held_out.first_images(), len(train.classes), accelerator)
         tensors = _find_prunable(model, config)
@@ -248,7 +248,7 @@ def _measure(
     todo = [trial for trial in trials if trial not in known]
     before = len(trials) - len(todo)
     turns = Turns(len(todo))
-    progress = Progress(len(trials), before, "evaluation") if accelerator.is_main_process else None
+    progress = Progress(lambda: len(trials), before, "evaluation") if accelerator.is_main_process else None
     try:
         for turn in turns:
             trial = todo[turn]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,16 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         layers.add_row(name, _shape(layer["shape"]), f"{layer['zeros']:,}", f"{weights:,}", f"{layer['sparsity']:.4f}")
     console.print(layers)
     figures = Table.grid(padding=(0, 2))
-    drop = summary["eval/top1_drop"]
+    sets = (
+        (f"accuracy on {name}", _accuracy(summary[f"eval/{name}/top1"], summary[key]))
+        for key in summary
+        if key.startswith("dense/") and (name := key.removeprefix("dense/").removesuffix("/top1")) != "top1"
+    )
     for label, value in (
         ("dense accuracy", f"{summary['dense/top1']:.2f} %"),
-        ("final accuracy", f"{summary['eval/top1']:.2f} %  ({'-' if drop > 0 else '+'}{abs(drop):.2f} points)"),
+        ("final accuracy", _accuracy(summary["eval/top1"], summary["dense/top1"])),
+        *sets,
+        *_rounds(summary),
         (
             "sparsity",
             f"{summary['prune/sparsity']:.6f}  ({summary['prune/zeros']:,} of {summary['prune/weights']:,} are zero)",
@@ -45,6 +51,26 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print("\nNext:", highlight=False)
     console.print(f"  distprune evaluate {folder}", soft_wrap=True, markup=False)
     console.print(f"  the weights, zeros in place, are {folder / 'model.safetensors'}", soft_wrap=True, markup=False)
+
+
+def _accuracy(now: float, dense: float) -> str:
+    return f"{now:.2f} %  ({now - dense:+.2f} points)"
+
+
+def _rounds(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    rounds = summary.get("prune/rounds")
+    if rounds is None:
+        return
+    accepted = sum(outcome["accepted"] for outcome in rounds)
+    guard = summary.get("prune/guard")
+    if guard is None:
+        yield "rounds", f"{accepted}"
+    else:
+        yield (
+            "rounds",
+            f"{accepted} within {guard['max_drop']:g} points on {guard['set'] or 'the evaluation split'}, "
+            f"{len(rounds) - accepted} rolled back",
+        )
 
 
 def _shape(shape: list[int]) -> str:

@@ -12,7 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distprune.config.schema import Config, combination_faults
+from distprune.config.faults import combination_faults
+from distprune.config.schema import Config
 from distprune.errors import ConfigError
 
 INSTEAD_OF = {"steps": "epochs", "epochs": "steps"}
@@ -203,7 +204,7 @@ def _key(location: Sequence[str | int]) -> str:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if fields:
             models = _models(fields[0].annotation)
-        elif isinstance(part, str) and (part in _tags(models) or part.startswith(("(", "str", "dict["))):
+        elif isinstance(part, str) and (part in _tags(models) or part.startswith(("(", "[key]", "str", "dict["))):
             continue
         parts.append(str(part))
     return ".".join(parts)

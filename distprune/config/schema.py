@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from distprune.entries import near
-
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -15,6 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 SCHEDULES = ("cubic", "linear", "polynomial", "exponential", "cosine", "oneshot")
 SCORES = ("magnitude", "taylor", "movement", "random")
 ALLOCATIONS = ("global", "uniform", "erk", "lamp")
+SetName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 PhaseName = Literal["dense", "prune", "finetune"]
 
 
@@ -194,6 +193,29 @@ class Limit(Section):
     """The greatest at any time."""
 
 
+class Rounds(Section):
+    """Iterative pruning: prune a share of what is left, train on, again; the share is the same in every round."""
+
+    count: Count
+    """How many rounds lead to prune.sparsity."""
+    recovery: Literal["finetune", "rewind_lr", "rewind_weights"] = "finetune"
+    """What a round trains. finetune: the phase finetune, from its first step; rewind_lr: the phase dense once more from
+    rewind_to on, with its learning rates; rewind_weights: the same, from the weights as they were there."""
+    rewind_to: Length | None = None
+    """A place in the dense phase. Default for rewind_lr: its first step."""
+
+
+class Guard(Section):
+    """Rounds that cost too much accuracy are rolled back and tried again with half the step."""
+
+    max_drop: Annotated[float, Field(ge=0, le=100)]
+    """Percentage points of top-1 accuracy that the model may lose against what it was before pruning."""
+    min_step: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """The smallest step that is tried after a refusal: the share that it prunes of what is left."""
+    set: str | None = None
+    """The set that counts, one of eval.sets. Default: data.eval_split."""
+
+
 class Prune(Section):
     """What is pruned, how far, and how fast."""
 
@@ -221,6 +243,10 @@ class Prune(Section):
     """Optimizer steps between updates."""
     length: Length | None = None
     """How long sparsity rises. Default: the whole prune phase."""
+    rounds: Rounds | None = None
+    """Iterative pruning, in place of a schedule and of the phase prune; null for none."""
+    guard: Guard | None = None
+    """Accuracy that rounds must keep; prune.sparsity is then the most that is tried."""
     include: list[str] = []
     """Globs over parameter or module names, or first / last; empty takes every conv and linear weight."""
     exclude: list[str] = []
@@ -337,6 +363,8 @@ class Eval(Section):
     """Optimizer steps between evaluations."""
     batch_size: Count = 500
     """Images per forward pass and rank."""
+    sets: dict[SetName, str] = {}
+    """More sets to evaluate on, by a name of your own, each a split as data.eval_split: {held_out: "train[45000:]"}."""
 
 
 class Checkpoint(Section):
@@ -416,124 +444,3 @@ class Config(Section):
     """Where and how the run happens."""
     tracking: Tracking = Tracking()
     """Where figures go."""
-
-
-def combination_faults(config: Config) -> list[str]:
-    """What is wrong with keys that are each right by themselves, one line a fault."""
-    faults = [*_phase_faults(config), *_prune_faults(config), *_teacher_faults(config)]
-    data, optimizer = config.data, config.optimizer
-    if data.source == "digits" and data.path is not None:
-        faults.append("data.path: digits ships with scikit-learn and takes no path; leave it out")
-    if data.source != "digits" and data.path is None:
-        faults.append(f"data.path: source {data.source} needs one; set data.path")
-    if len(data.mean) not in (1, 3):
-        faults.append(f"data.mean: has {len(data.mean)} values; give 1 to read images as grey, or 3 as RGB")
-    if len(data.mean) != len(data.std):
-        faults.append(f"data.mean: {len(data.mean)} values, but data.std has {len(data.std)}; give as many of each")
-    if isinstance(optimizer, SGD) and optimizer.nesterov and optimizer.momentum == 0:
-        faults.append("optimizer.nesterov: needs a momentum above 0; set optimizer.momentum")
-    if config.run.device == "cpu" and config.run.precision == "fp16":
-        faults.append("run.precision: fp16 needs a GPU; take bf16 or fp32 with run.device=cpu")
-    if config.train.accumulate > config.train.batch_size:
-        faults.append(
-            f"train.accumulate: {config.train.accumulate} micro-batches cannot share train.batch_size "
-            f"{config.train.batch_size}; lower it"
-        )
-    return faults
-
-
-def is_empty(length: Length) -> bool:
-    """Whether a phase is skipped."""
-    return not length.steps and not length.epochs
-
-
-def _phase_faults(config: Config) -> list[str]:
-    phases: dict[str, Phase] = {name: getattr(config.phases, name) for name in Phases.model_fields}
-    faults = []
-    lengths: dict[str, Length] = {f"phases.{name}": phase for name, phase in phases.items()}
-    if config.prune.length is not None:
-        lengths["prune.length"] = config.prune.length
-    for key, length in lengths.items():
-        if length.steps is not None and length.epochs is not None:
-            faults.append(f"{key}: gives both steps and epochs; leave one out")
-    for name, phase in phases.items():
-        if phase.milestones and phase.schedule != "step":
-            faults.append(f"phases.{name}.milestones: only for schedule step, not {phase.schedule}; set schedule: step")
-        if phase.schedule == "step" and not phase.milestones:
-            faults.append(f"phases.{name}.milestones: schedule step needs at least one, such as [0.5, 0.75]")
-        if phase.min_lr > phase.lr:
-            faults.append(f"phases.{name}.min_lr: {phase.min_lr} is above lr {phase.lr}")
-        if phase.steps and phase.warmup_steps >= phase.steps:
-            faults.append(
-                f"phases.{name}.warmup_steps: {phase.warmup_steps} leaves nothing of {phase.steps} steps; shorten it"
-            )
-    if all(is_empty(phase) for phase in phases.values()):
-        faults.append("phases: all are of length 0; give one of them steps or epochs")
-    elif config.prune.sparsity > 0 and config.prune.schedule != "oneshot" and is_empty(phases["prune"]):
-        faults.append(
-            f"phases.prune: has no length, so prune.sparsity {config.prune.sparsity} is never reached; "
-            "give it steps or epochs, or set prune.sparsity to 0"
-        )
-    return faults
-
-
-def _prune_faults(config: Config) -> list[str]:
-    prune, faults = config.prune, []
-    if prune.initial > prune.sparsity:
-        faults.append(f"prune.initial: {prune.initial} is above prune.sparsity {prune.sparsity}; sparsity only rises")
-    choices = {"schedule": SCHEDULES, "score": SCORES, "allocation": ALLOCATIONS}
-    for key, known in choices.items():
-        value = getattr(prune, key)
-        if isinstance(value, str) and value not in known and (key == "allocation" or ":" not in value):
-            others = (
-                "a table {pattern: sparsity}, or a YAML file of one" if key == "allocation" else "package.module:name"
-            )
-            hint = "" if value != "lamp" else "; lamp is an allocation: prune.allocation=lamp"
-            faults.append(f"prune.{key}: no {key} {value!r}{near(value, known)}, and {others}{hint}")
-    if prune.schedule == "oneshot":
-        if prune.initial > 0:
-            faults.append("prune.initial: oneshot prunes once; leave it out")
-        if prune.length is not None:
-            faults.append("prune.length: oneshot prunes once; leave it out")
-    if prune.schedule != "polynomial" and prune.power != 3.0:
-        faults.append(f"prune.power: only for schedule polynomial, not {prune.schedule}; set prune.schedule=polynomial")
-    if prune.allocation == "lamp" and prune.score != "magnitude":
-        faults.append(
-            f"prune.allocation: lamp scales magnitudes, and takes no score {prune.score}; leave out prune.score"
-        )
-    if prune.score in ("taylor", "movement") and is_empty(config.phases.dense):
-        if prune.schedule == "oneshot" or prune.initial > 0:
-            faults.append(
-                f"prune.score: {prune.score} has seen no gradient when pruning begins; give phases.dense some steps "
-                "at a low rate"
-            )
-    for pattern, limit in prune.bounds.items():
-        if limit.min > limit.max:
-            faults.append(f"prune.bounds.{pattern}: min {limit.min} is above max {limit.max}")
-    return faults
-
-
-def _teacher_faults(config: Config) -> list[str]:
-    distill = config.distill
-    if distill is None:
-        return []
-    faults = []
-    if not distill.phases:
-        faults.append("distill.phases: is empty, so the teacher never teaches; name a phase, or set distill to null")
-    for index, feature in enumerate(distill.features):
-        if feature.of >= len(distill.teachers):
-            faults.append(
-                f"distill.features.{index}.of: {feature.of}, but the teachers of distill.teacher are numbered from 0 "
-                f"to {len(distill.teachers) - 1}"
-            )
-    if distill.dense is None:
-        return faults
-    if list(distill.teachers.values()).count("dense") > 1:
-        faults.append("distill.teacher: dense is there twice; leave one out")
-    if is_empty(config.phases.dense) and config.model.weights is None:
-        faults.append(
-            f"{distill.dense}: dense would be an untrained model; give phases.dense a length, or set model.weights"
-        )
-    if "dense" in distill.phases:
-        faults.append("distill.phases: the dense phase makes the teacher and cannot have it; leave dense out")
-    return faults

@@ -12,6 +12,7 @@ from distprune.pruning.allocation import (
 from distprune.pruning.limits import Bounds
 from distprune.pruning.prunable import Prunable, Selection, find_prunable
 from distprune.pruning.pruner import LayerSparsity, Pruner, PruneReport
+from distprune.pruning.rounds import Attempt, RoundsSchedule
 from distprune.pruning.schedule import (
     CosineSchedule,
     CubicSchedule,
@@ -20,7 +21,6 @@ from distprune.pruning.schedule import (
     LinearSchedule,
     OneShotSchedule,
     PolynomialSchedule,
-    RoundsSchedule,
     Schedule,
 )
 from distprune.pruning.scores import GradientScore, Movement, Piece, Random, Score, Taylor, magnitude
@@ -28,6 +28,7 @@ from distprune.pruning.threshold import NonFiniteError
 
 __all__ = [
     "Allocation",
+    "Attempt",
     "Bounds",
     "CosineSchedule",
     "CubicSchedule",

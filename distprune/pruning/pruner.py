@@ -149,6 +149,11 @@ class Pruner:
         """The fraction of prunable weights that is pruned now."""
         return self.zeros / self.weights if self.weights else 0.0
 
+    @property
+    def is_final(self) -> bool:
+        """Whether as much is pruned as the schedule ends with."""
+        return self.zeros == round(self.schedule.final * self.weights)
+
     def layers(self) -> dict[str, LayerSparsity]:
         """Zeros per pruned tensor, by name."""
         return {t.name: self._layer(t) for t in self.tensors}

@@ -107,10 +107,33 @@ class Checkpoints:
         Raises:
             CheckpointError: there are some, but none can be read.
         """
+        return self._agreed(lambda: self._find(before))
+
+    def of_step(self, step: int) -> Checkpoint:
+        """That of one step.
+
+        Raises:
+            CheckpointError: it is not there, or damaged.
+        """
+        path = self._folder / _name(step)
+
+        def verified() -> tuple[str, dict[str, Any]]:
+            self._recover()
+            try:
+                return path.name, _verified_state(path)
+            except DAMAGE as error:
+                raise CheckpointError(f"{path}, to which the run must go back, is damaged: {error}") from None
+
+        checkpoint = self._agreed(verified)
+        assert checkpoint is not None
+        return checkpoint
+
+    def _agreed(self, find: Callable[[], tuple[str, dict[str, Any]] | None]) -> Checkpoint | None:
+        """What rank 0 finds, on all ranks."""
         found: list[Any] = [None]
         if self._rank == 0:
             try:
-                found = [self._find(before)]
+                found = [find()]
             except (OSError, CheckpointError) as error:
                 found = [str(error)]
         if self._group is not None:

@@ -18,8 +18,8 @@ from distprune.training.liveness import is_lost_rank
 MISFITS = (RuntimeError, ValueError, TypeError, AssertionError)
 
 
-def check_labels(train: ImageData, held_out: ImageData, name: str) -> None:
-    """Refuse labels of the held-out split `name` that training knows nothing of.
+def check_labels(train: ImageData, held_out: ImageData, key: str, split: str) -> None:
+    """Refuse labels of the held-out `split`, which the setting `key` names, that training knows nothing of.
 
     Raises:
         ConfigError: names the first.
@@ -28,7 +28,7 @@ def check_labels(train: ImageData, held_out: ImageData, name: str) -> None:
     if len(beyond):
         sample = int(beyond[0])
         raise ConfigError(
-            f"data.eval_split: sample {sample} of {name} has label {int(held_out.labels[sample])}, but "
+            f"{key}: sample {sample} of {split} has label {int(held_out.labels[sample])}, but "
             f"data.train_split has only {len(train.classes)} classes"
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,25 @@ class EvalResult:
     top1: float
     loss: float
     samples: int
+    sets: dict[str, EvalResult] = field(default_factory=dict)
+    """The same of more sets, by name."""
+
+    @classmethod
+    def restored(cls, values: dict[str, Any]) -> EvalResult:
+        """From what `dataclasses.asdict` made of one."""
+        return cls(**{**values, "sets": {name: cls.restored(inner) for name, inner in values["sets"].items()}})
+
+    @property
+    def correct(self) -> int:
+        """Samples whose class was found."""
+        return round(self.top1 * self.samples / 100)
+
+    def figures(self) -> dict[str, float]:
+        """Under the names that trackers know."""
+        own = {"eval/top1": self.top1, "eval/loss": self.loss}
+        for name, result in self.sets.items():
+            own |= {f"eval/{name}/top1": result.top1, f"eval/{name}/loss": result.loss}
+        return own
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distprune.config.schema import Config, Length, Phase, PhaseName, Phases
 from distprune.errors import ConfigError
-from distprune.pruning import OneShotSchedule, Schedule
+from distprune.pruning import Attempt, OneShotSchedule, RoundsSchedule, Schedule
 from distprune.training.methods import make_schedule
 
 
@@ -19,12 +19,16 @@ class Span:
     begin: int
     end: int
     phase: Phase
-    round: int | None = None
-    """Of iterative pruning, from 1; its spans are of the phase finetune."""
+    key: str
+    """The setting of `phase`."""
+    left_out: int = 0
+    """So many first steps of `phase` are not done."""
+    attempt: Attempt | None = None
+    """At a round of iterative pruning; its name is finetune, whichever phase it trains."""
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step number `step` of the run, from 0."""
-        phase, done, steps = self.phase, step - self.begin, self.end - self.begin
+        phase, done, steps = self.phase, step - self.begin + self.left_out, self.end - self.begin + self.left_out
         if done < phase.warmup_steps:
             return phase.lr * (done + 1) / phase.warmup_steps
         if phase.schedule == "step":
@@ -46,16 +50,47 @@ class Pruning:
 
 
 @dataclass(frozen=True)
-class Timetable:
-    """When what happens in a run: phases of some length in order, and pruning."""
+class Rounds:
+    """Of iterative pruning: when, and what each of them trains."""
 
-    spans: tuple[Span, ...]
+    schedule: RoundsSchedule
+    phase: Phase
+    key: str
+    """The setting of `phase`."""
+    rewind_to: int
+    """So many first steps of `phase` are not done again; the step of the run that rewound weights come from."""
+    rewinds_weights: bool
+
+    @property
+    def spans(self) -> list[Span]:
+        """Of the attempts of the schedule, as it stands."""
+        return [
+            Span("finetune", attempt.begin, attempt.end, self.phase, self.key, self.rewind_to, attempt)
+            for attempt in self.schedule.attempts
+        ]
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """When what happens in a run: phases of some length in order, rounds behind them, and pruning."""
+
+    phases: tuple[Span, ...]
     pruning: Pruning
+    rounds: Rounds | None = None
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Phases and rounds; those to come change when a round is refused."""
+        return self.phases if self.rounds is None else (*self.phases, *self.rounds.spans)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Optimizer steps of the run, as far as is known."""
         return self.spans[-1].end
+
+    def after(self, step: int) -> Span | None:
+        """What comes once `step` steps are done, or goes on; None at the end."""
+        return next((span for span in self.spans if step < span.end), None)
 
 
 def make_timetable(config: Config, steps_per_epoch: int) -> Timetable:
@@ -75,12 +110,34 @@ def make_timetable(config: Config, steps_per_epoch: int) -> Timetable:
                 f"phases.{name}.warmup_steps: {phase.warmup_steps} leaves nothing of the phase's {steps} steps"
             )
         if steps:
-            spans.append(Span(name, begin, begin + steps, phase))  # type: ignore[arg-type]
+            spans.append(Span(name, begin, begin + steps, phase, f"phases.{name}"))  # type: ignore[arg-type]
         begin += steps
         ends[name] = begin
     if not spans:
         raise ConfigError("phases: all are shorter than one optimizer step; give one of them steps")
+    if config.prune.rounds is not None:
+        return _with_rounds(config, {span.name: span for span in spans}, steps_per_epoch)
     return Timetable(tuple(spans), _pruning(config, ends, steps_per_epoch))
+
+
+def _with_rounds(config: Config, phases: dict[PhaseName, Span], steps_per_epoch: int) -> Timetable:
+    """Iterative pruning, behind the dense phase if there is one."""
+    prune, chosen = config.prune, config.prune.rounds
+    assert chosen is not None
+    trained: PhaseName = "finetune" if chosen.recovery == "finetune" else "dense"
+    if (span := phases.get(trained)) is None:
+        raise ConfigError(f"phases.{trained}: is shorter than one optimizer step, and every round trains it")
+    rewind_to = _steps(chosen.rewind_to, steps_per_epoch) if chosen.rewind_to is not None else 0
+    if rewind_to >= (steps := span.end - span.begin):
+        raise ConfigError(
+            f"prune.rounds.rewind_to: step {rewind_to} is not within the {steps} steps of the dense phase; lower it"
+        )
+    dense = tuple(span for name, span in phases.items() if name == "dense")
+    begin = dense[0].end if dense else 0
+    least = {} if prune.guard is None else {"min_step": prune.guard.min_step}
+    schedule = RoundsSchedule(prune.sparsity, begin, steps - rewind_to, chosen.count, **least)
+    rounds = Rounds(schedule, span.phase, span.key, rewind_to, chosen.recovery == "rewind_weights")
+    return Timetable(dense, Pruning(schedule, begin, schedule.attempts[-1].begin), rounds)
 
 
 def _pruning(config: Config, ends: dict[str, int], steps_per_epoch: int) -> Pruning:

@@ -41,5 +41,5 @@ def stretch(span: Span, spans: Sequence[Span], phases: Collection[PhaseName]) ->
     It is the span alone in a round of iterative pruning; else from the first to the last of the spans of `phases`,
     whatever lies between.
     """
-    taught = [span] if span.round is not None else [s for s in spans if s.name in phases and s.round is None]
+    taught = [span] if span.attempt is not None else [s for s in spans if s.name in phases and s.attempt is None]
     return taught[0].begin, taught[-1].end - 1

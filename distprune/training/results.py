@@ -53,7 +53,7 @@ def summarize(
         model: the pruned model.
         pruner: holds its masks.
         dense, final: evaluations before pruning and at the end.
-        context: steps, world_size, wall_s, train_samples_per_s, seed.
+        context: steps, world_size, wall_s, train_samples_per_s, seed, and what came of rounds.
     """
     layers: dict[str, dict[str, Any]] = {}
     for tensor in pruner.tensors:
@@ -64,9 +64,9 @@ def summarize(
     total = sum(p.numel() for p in model.parameters())
     return {
         "dense/top1": dense.top1,
-        "eval/top1": final.top1,
-        "eval/loss": final.loss,
+        **final.figures(),
         "eval/top1_drop": dense.top1 - final.top1,
+        **{f"dense/{name}/top1": result.top1 for name, result in dense.sets.items()},
         "prune/target_sparsity": pruner.schedule.sparsity(pruner.steps_done),
         "prune/sparsity": zeros / pruner.weights,
         "prune/zeros": zeros,

@@ -23,8 +23,8 @@ from distprune.training.nonfinite import refuse_nonfinite
 # What may change between the starts of one run. All else decides what comes out of it.
 FREE = (
     "run.dir", "run.device", "run.compile", "run.log_every", "run.max_minutes", "checkpoint", "integrity", "tracking",
-    "eval", "train.accumulate", "train.on_nonfinite", "data.path", "data.storage", "data.cache_dir", "data.workers",
-    "model.channels_last", "distill.sharded",
+    "eval.every", "eval.batch_size", "train.accumulate", "train.on_nonfinite", "data.path", "data.storage",
+    "data.cache_dir", "data.workers", "model.channels_last", "distill.sharded",
 )  # fmt: skip
 
 
@@ -68,7 +68,15 @@ class RunState:
         self._pending: tuple[Callable[[], None], int, dict[str, int], float | None] | None = None
         self._stager: DefaultStager | None = None
 
-    def save(self, step: int, progress: dict[str, Any], final: bool, top1: float | None, wait: bool) -> str | None:
+    def save(
+        self,
+        step: int,
+        progress: dict[str, Any],
+        final: bool,
+        top1: float | None,
+        wait: bool,
+        mark: str | None = None,
+    ) -> str | None:
         """Write a checkpoint of `step` with `progress` (JSON values) in it; what went wrong, if it is known to have.
 
         The first at the final sparsity, and the best of those, are kept for good.
@@ -79,9 +87,11 @@ class RunState:
             final: whether the final sparsity is reached.
             top1: the accuracy of the model as it is, where it was just evaluated.
             wait: write now, even if checkpoints are written in the background.
+            mark: a name under which this one is kept until another gets it, for `roll_back` or `rewind`; it is written
+                now.
 
         Raises:
-            CheckpointError: as many saves in a row as are allowed have failed.
+            CheckpointError: as many saves in a row as are allowed have failed, or that of a mark has.
             DivergedError: weights or optimizer state are NaN or infinite; nothing is written.
             MaskMismatchError: ranks hold different masks; nothing is written.
         """
@@ -96,6 +106,8 @@ class RunState:
             marks["best"], best_top1 = step, top1
         if final:
             marks.setdefault("first-final", step)
+        if mark is not None:
+            marks[mark] = step
         state = {
             "step": step,
             "progress": progress,
@@ -110,12 +122,15 @@ class RunState:
             "tracker_id": self._tracker_id(),
         }
         tensors = self._tensors(trained, pruned)
-        background = self._config.checkpoint.background and not wait
+        background = self._config.checkpoint.background and not wait and mark is None
         if background:
             tensors = self._staged(tensors)
         write = partial(self._checkpoints.save, step, tensors, state, marks)
         self._pending = Writing(write, self._device).result if background else write, step, marks, best_top1
-        return problem if background else self.settle()
+        problem = problem if background else self.settle()
+        if mark is not None and problem is not None:
+            raise CheckpointError(f"{problem}; later rounds need this one. Mend that, and the same command goes on")
+        return problem
 
     def is_best(self, final: bool, top1: float | None) -> bool:
         """Whether an accuracy is the highest at the final sparsity, of those that were saved or are being saved."""
@@ -175,17 +190,56 @@ class RunState:
             else:
                 return checkpoint
 
+    def roll_back(self, mark: str) -> None:
+        """Bring everything back to the checkpoint of `mark`, but for the number of steps that are done.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        done = self._pruner.steps_done
+        # Whether the schedule prunes at this step is for the next update to find.
+        self._load(self._marked(mark), {"steps_done": done, "steps_seen": done - 1})
+
+    def rewind(self, mark: str) -> None:
+        """Bring weights, buffers and optimizer state back to the checkpoint of `mark`, under the masks of now.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        checkpoint = self._marked(mark)
+        pruned = self._pruner.state_dict()
+        pruned["observed"] = {name: value.clone() for name, value in pruned["observed"].items()}
+        self._materialize_optimizer_state(set(checkpoint.state["optimized"]))
+        self._checkpoints.load(checkpoint, self._tensors(self._trained(), {"masks": {}, "observed": {}}))
+        self._pruner.load_state_dict(pruned)
+        self._load_scaler(checkpoint)
+
     def _restore(self, checkpoint: Checkpoint) -> None:
+        self._load(checkpoint, {})
+        self._marks, self._best = checkpoint.state["marks"], checkpoint.state["best_top1"]
+
+    def _load(self, checkpoint: Checkpoint, place: dict[str, int]) -> None:
+        """Fill everything from `checkpoint`; `place` is the place in the schedule, where it is another."""
         state = checkpoint.state
         pruned = self._pruner.state_dict()
         self._materialize_optimizer_state(set(state["optimized"]))
         self._checkpoints.load(checkpoint, self._tensors(self._trained(), pruned))
-        self._pruner.load_state_dict({**pruned, **state["pruner"]})
+        self._pruner.load_state_dict({**pruned, **state["pruner"], **place})
         if (self._pruner.mask_digest, self._pruner.zeros) != (state["mask_digest"], state["zeros"]):
             raise CheckpointError("its masks are not those that were saved")
-        if self._scaler is not None and state["scaler"] is not None:
-            self._scaler.load_state_dict(state["scaler"])
-        self._marks, self._best = state["marks"], state["best_top1"]
+        self._load_scaler(checkpoint)
+
+    def _load_scaler(self, checkpoint: Checkpoint) -> None:
+        if self._scaler is not None and checkpoint.state["scaler"] is not None:
+            self._scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def _marked(self, mark: str) -> Checkpoint:
+        self.settle()
+        if mark not in self._marks:
+            raise CheckpointError(f"there is no checkpoint of the mark {mark!r}")
+        checkpoint = self._checkpoints.of_step(self._marks[mark])
+        logger.info(f"going back to {checkpoint.path} ({mark})")
+        return checkpoint
 
     def _staged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Copies in CPU memory, whose storage is used again by the next save."""

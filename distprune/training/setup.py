@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,16 +23,17 @@ from distprune.pruning import Pruner, Schedule, Score
 from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
-from distprune.training.checks import check_fit, check_labels, check_teacher, rehearse
+from distprune.training.checks import check_fit, check_teacher, rehearse
 from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group
-from distprune.training.evaluation import EvalResult, evaluate
 from distprune.training.features import FeatureLoss, Projections, Taps, feature_widths, student_taps, teacher_taps
+from distprune.training.held_out import HeldOut
 from distprune.training.images import Images
 from distprune.training.liveness import Liveness
 from distprune.training.methods import make_allocation, make_bounds, make_score
 from distprune.training.nonfinite import LossWatch
 from distprune.training.phases import Span, Timetable, make_timetable
 from distprune.training.ramps import lay_out, stretch
+from distprune.training.recovery import Recovery
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import RunState
 from distprune.training.stopping import Stopper
@@ -232,6 +233,7 @@ class Job:
     timetable: Timetable
     trackers: Trackers
     run_state: RunState
+    recovery: Recovery
     stopper: Stopper
     liveness: Liveness
 
@@ -243,8 +245,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         ConfigError: something the configuration names is missing or does not fit.
     """
     train = Images(config, config.data.train_split, accelerator)
-    held_out = Images(config, config.data.eval_split, accelerator)
-    check_labels(train.data, held_out.data, config.data.eval_split)
+    held_out = HeldOut(config, train.data, accelerator)
     order = make_order(config, len(train.data), accelerator.num_processes)
     timetable = make_timetable(config, order.steps_per_epoch)
     classes = len(train.data.classes)
@@ -256,8 +257,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     bare = make_model(config, classes)
     if not is_sharded(accelerator):  # else every rank's part is moved alone
         place(bare, config, accelerator)
-    outputs = check_fit(bare, held_out.first_images(), classes, accelerator)
-    eval_batches = held_out.eval_batches()
+    outputs = check_fit(bare, held_out.images.first_images(), classes, accelerator)
     model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
     images, labels = train.first_samples()
     student, dense = student_taps(config.distill, bare)
@@ -276,6 +276,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     run_state = RunState(
         config, accelerator, bare, tasks.projections, optimizer.optimizer, pruner, checkpoints, folder.tracker_id
     )
+    recovery = Recovery(timetable.rounds, config.prune.guard, run_state)
     liveness = Liveness(
         folder.heartbeats, folder.logs, accelerator.process_index, accelerator.num_processes,
         config.integrity.start_timeout, config.integrity.timeout,
@@ -286,17 +287,16 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         gradients=accelerator.scaler is None,
     )  # fmt: skip
 
-    def evaluate_held_out(after_batch: Callable[[], None]) -> EvalResult:
-        return evaluate(bare, eval_batches(), accelerator.autocast, accelerator.device, after_batch)
-
     trainer = Trainer(
         accelerator, model, optimizer, pruner, timetable, partial(train.train_batches, order), tasks.for_span,
-        evaluate_held_out, trackers, run_state, stopper, loss_watch, liveness,
+        partial(held_out.evaluate, bare), trackers, run_state, recovery, stopper, loss_watch, liveness,
         batch_size=config.train.batch_size, accumulate=config.train.accumulate, steps_per_epoch=order.steps_per_epoch,
         clip_norm=config.train.clip_norm, log_every=config.run.log_every, eval_every=config.eval.every,
         save_every=config.checkpoint.every, compare_every=config.integrity.every, seed=config.run.seed,
     )  # fmt: skip
-    return Job(config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, stopper, liveness)
+    return Job(
+        config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, recovery, stopper, liveness
+    )  # fmt: skip
 
 
 def make_order(config: Config, samples: int, world_size: int) -> Order:

@@ -1,7 +1,8 @@
 """The loop.
 
-for each phase:
+for each phase, or round:
     task for the phase                    a teacher comes in here, if at all
+    roll back, prune, rewind              where a round begins
     for each optimizer step:
         set the learning rate
         forward, backward                 once for each micro-batch
@@ -11,7 +12,7 @@ for each phase:
         pruner step                       nothing, unless the schedule says so
         compare replicas, log, evaluate   where due
         checkpoint, stop                  where due
-    evaluate, checkpoint
+    evaluate, judge the round, checkpoint
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from distprune.training.liveness import Liveness
 from distprune.training.meter import Meter
 from distprune.training.nonfinite import DivergedError, LossWatch
 from distprune.training.phases import Span, Timetable
+from distprune.training.recovery import Recovery
 from distprune.training.run_state import RunState
 from distprune.training.stopping import Stopped, Stopper
 from distprune.training.tasks import Task
@@ -53,7 +55,7 @@ class _StopAsked(Exception):
 
 
 class Trainer:
-    """Runs the phases of a timetable.
+    """Runs the phases and rounds of a timetable.
 
     Args:
         accelerator: devices, ranks and autocast.
@@ -63,9 +65,10 @@ class Trainer:
         timetable: phases and when they begin and end.
         batches_from: this rank's micro-batches, normalised and on the device, without end, from a global batch on.
         task_for: the task of a phase, asked for when the phase begins.
-        evaluate: counts accuracy on the evaluation set, on all ranks; takes what to call after each batch.
+        evaluate: counts accuracy on the evaluation sets, on all ranks; takes what to call after each batch.
         trackers: take the figures.
         run_state: writes checkpoints.
+        recovery: judges rounds and takes the run back.
         stopper: says when to stop early.
         loss_watch: looks for losses that are not finite.
         liveness: is told of everything that gets done.
@@ -90,6 +93,7 @@ class Trainer:
         evaluate: Callable[[Callable[[], None]], EvalResult],
         trackers: Trackers,
         run_state: RunState,
+        recovery: Recovery,
         stopper: Stopper,
         loss_watch: LossWatch,
         liveness: Liveness,
@@ -114,6 +118,7 @@ class Trainer:
         self.evaluate = evaluate
         self.trackers = trackers
         self.run_state = run_state
+        self.recovery = recovery
         self.stopper = stopper
         self.loss_watch = loss_watch
         self.liveness = liveness
@@ -137,16 +142,20 @@ class Trainer:
         self._row: dict[str, float] = {}
         self._evaluating = False
         self._evaluated_at: int | None = None
+        self._logged_at: int | None = None
+        self._saved_at: int | None = None
         self._held: set[str] = set()
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Go on from what `_progress` told a checkpoint."""
         self.step, self.batches_taken = progress["step"], progress["batches_taken"]
-        self.dense, self.last = (EvalResult(**e) if e else None for e in (progress["dense"], progress["last"]))
+        self.dense, self.last = (e and EvalResult.restored(e) for e in (progress["dense"], progress["last"]))
         self.train_seconds = progress["train_seconds"]
         self._began -= progress["wall_seconds"]
         self._at_last_log = (progress["at_last_log"][0], progress["at_last_log"][1])
         self._row, self._evaluating = progress["row"], progress["evaluating"]
+        self._logged_at, self._saved_at = progress["logged_at"], self.step
+        self.recovery.resume(progress["rounds"])
         self._meter.restore(progress["meter"], self.accelerator)
         self.liveness.goes_on_from(self.step)
 
@@ -156,31 +165,23 @@ class Trainer:
         return time.perf_counter() - self._began
 
     def fit(self) -> EvalResult:
-        """Train to the end of the timetable and return the final evaluation.
+        """Train to the end of the timetable and return the evaluation of the model that is left.
 
         Raises:
             DivergedError: the loss is not finite on a step that is logged or saved, or too many steps were skipped.
             Stopped: the run was asked to stop, and has saved its state.
-            CheckpointError: too many saves have failed.
+            CheckpointError: too many saves have failed, or one that is needed later.
             NonFiniteError, MaskMismatchError: see `Pruner.step`.
             WeightMismatchError: replicas differ.
         """
         self.model.train()
         if self._evaluating:
             self._finish_evaluation()
+        if self.step == 0 and self.recovery.mark(0) is not None:
+            self._save(None)
         batches = self.batches_from(self.batches_taken)
-        for span in self.timetable.spans:
-            if self.step >= span.end:
-                continue
-            if span.name != "dense" and self.dense is None:
-                if self.last is None:
-                    self._row |= self._evaluate()
-                self.dense = self.last
-            task = self.task_for(span)
-            # The dense model has been evaluated, and taken as teacher, by the time it is first pruned.
-            self._row |= self._update_masks()
-            self._log()
-            self._clock = time.perf_counter()
+        while (span := self.timetable.after(self.step)) is not None:
+            task = self._begin(span)
             skipped = 0
             while self.step < span.end:
                 if self._train_step(task, span, batches):
@@ -197,9 +198,31 @@ class Trainer:
                 if skipped >= MOST_SKIPPED:
                     raise DivergedError(f"{skipped} steps in a row after step {self.step} were skipped")
         self._log()
+        if self.recovery.roll_back_last():
+            self._row |= {"prune/sparsity": self.pruner.sparsity} | self._evaluate()
+            self._log()
         self.run_state.settle()
         assert self.last is not None
         return self.last
+
+    def _begin(self, span: Span) -> Task:
+        """Prepare a phase or round, or what is left of it; what is learnt in it."""
+        if span.name != "dense" and self.dense is None:
+            if self.last is None:
+                self._row |= self._evaluate()
+            self.dense = self.last
+        # The dense model has been evaluated, and taken as teacher, by the time it is first pruned.
+        task = self.task_for(span)
+        if span.attempt is not None and self.step == span.begin:
+            self._log()
+            self.recovery.begin(span)
+            self._row |= self._update_masks()
+            self.recovery.rewind(span)
+        else:
+            self._row |= self._update_masks()
+        self._log()
+        self._clock = time.perf_counter()
+        return task
 
     def _train_step(self, task: Task, span: Span, batches: Batches) -> bool:
         """One optimizer step over the global batch; False where it was left out: something was not finite."""
@@ -237,7 +260,8 @@ class Trainer:
 
     def _after_step(self, span: Span) -> None:
         """Prune, evaluate and log where due. A phase's last figures wait: the next phase may add to them."""
-        if span.name != "dense" or self.step < span.end:
+        # A dense model, and a round, are evaluated before anything more is pruned.
+        if self.step < span.end or (span.name != "dense" and span.attempt is None):
             self._row |= self._update_masks()
         if self.compare_every is not None and self.step % self.compare_every == 0:
             self._compare_replicas()
@@ -247,18 +271,27 @@ class Trainer:
             self._row |= self._evaluate()
         if self.step < span.end:
             self._log()
+        else:
+            self._judge(span)
 
     def _save_or_stop(self, span: Span) -> None:
         reason = self.stopper.after_step()
-        new_best = self.run_state.is_best(self._is_final, self._top1)
-        if reason is not None or new_best or _is_due(self.save_every, self.step, span):
+        wanted = self.run_state.is_best(self._is_final, self._top1) or self.recovery.mark(self.step) is not None
+        if reason is not None or wanted or _is_due(self.save_every, self.step, span):
             self._save(reason)
 
     def _save(self, reason: str | None) -> None:
         """Write a checkpoint, and end the run if there is a reason to."""
         progress = self._progress()
         self._refuse_nonfinite_loss(progress["meter"])
-        problem = self.run_state.save(self.step, progress, self._is_final, self._top1, wait=reason is not None)
+        if reason is not None and self._saved_at == self.step:
+            # What came after that, such as the pruning of a round, is done again.
+            problem = self.run_state.settle()
+        else:
+            problem = self.run_state.save(
+                self.step, progress, self._is_final, self._top1, reason is not None, self.recovery.mark(self.step)
+            )
+        self._saved_at = self.step if problem is None else None
         self._clock = time.perf_counter()
         self.liveness.moves()
         if reason is not None:
@@ -266,7 +299,8 @@ class Trainer:
 
     @property
     def _is_final(self) -> bool:
-        return self.step >= self.timetable.pruning.end
+        """Whether the sparsity is the final one; under a guard nobody knows which that is."""
+        return self.recovery.is_unguarded and self.pruner.is_final
 
     @property
     def _top1(self) -> float | None:
@@ -285,6 +319,8 @@ class Trainer:
             "at_last_log": self._at_last_log,
             "row": dict(self._row),
             "evaluating": self._evaluating,
+            "logged_at": self._logged_at,
+            "rounds": self.recovery.state(),
             "meter": self._meter.total(self.accelerator),
         }
 
@@ -300,7 +336,13 @@ class Trainer:
         self._evaluating, self._evaluated_at = False, self.step
         self._clock = time.perf_counter()
         assert self.last is not None
-        return {"eval/top1": self.last.top1, "eval/loss": self.last.loss}
+        return self.last.figures()
+
+    def _judge(self, span: Span) -> None:
+        if span.attempt is not None:
+            assert self.dense is not None
+            assert self.last is not None
+            self._row |= self.recovery.judge(span, self.dense, self.last)
 
     def _compare_replicas(self) -> None:
         if not compare_replicas(dict(unwrap(self.model).named_parameters()), self.step):
@@ -312,7 +354,9 @@ class Trainer:
         self._row |= self._evaluate()
         if any(span.begin < self.step < span.end for span in self.timetable.spans):
             self._log()
-        if self.run_state.is_best(self._is_final, self._top1):
+        if (judged := self.recovery.ends_at(self.step)) is not None:
+            self._judge(judged)
+        if judged is not None or self.run_state.is_best(self._is_final, self._top1):
             self._save(None)
 
     def _stop_evaluating(self) -> None:
@@ -339,7 +383,7 @@ class Trainer:
         if not math.isfinite(figures.get("loss", 0.0)):
             span = next(span for span in self.timetable.spans if self.step <= span.end)
             raise DivergedError(
-                f"the training loss is NaN or infinite{self.loss_watch.where()}; try a lower phases.{span.name}.lr, "
+                f"the training loss is NaN or infinite{self.loss_watch.where()}; try a lower {span.key}.lr, "
                 "train.clip_norm, or train.on_nonfinite=skip_step"
             )
 
@@ -352,6 +396,8 @@ class Trainer:
             raise NonFiniteError(f"{error}; the loss is NaN or infinite{where}" if where else str(error)) from None
         if report is None:
             return {}
+        if report.newly_pruned:
+            self._evaluated_at = None
         for name in set(report.held) - self._held:
             logger.warning(f"{name} is down to the last weights that prune.min_weights leaves it, and is held there")
         self._held |= set(report.held)
@@ -366,6 +412,7 @@ class Trainer:
 
     def _log(self) -> None:
         if self._row:
+            self._logged_at = self.step
             place = {"trainer/step": self.step, "trainer/epoch": self.step / self.steps_per_epoch}
             self.trackers.log(place | self._row)
             self._row = {}

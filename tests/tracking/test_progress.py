@@ -23,7 +23,7 @@ ROW = {
 def test_a_terminal_gets_one_bar_with_what_matters(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    progress = Progress(100)
+    progress = Progress(lambda: 100)
     progress.log(ROW)
     progress.say("a word")
     progress.finish(None)
@@ -37,7 +37,7 @@ def test_a_terminal_gets_one_bar_with_what_matters(monkeypatch):
 def test_elsewhere_each_logged_step_is_a_line(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr("sys.stderr", file)
-    progress = Progress(100)
+    progress = Progress(lambda: 100)
     progress.log(ROW)
     progress.log({"trainer/step": 60, "prune/sparsity": 0.75})
     progress.log({"trainer/step": 100, "eval/top1": 98.125})

@@ -1,0 +1,178 @@
+"""What is wrong with keys of a configuration that are each right by themselves."""
+
+from __future__ import annotations
+
+from distprune.config.schema import (
+    ALLOCATIONS,
+    SCHEDULES,
+    SCORES,
+    SGD,
+    Config,
+    Length,
+    Phase,
+    Phases,
+    Prune,
+)
+from distprune.entries import near
+
+
+def combination_faults(config: Config) -> list[str]:
+    """All faults, one line each."""
+    faults = [*_phase_faults(config), *_prune_faults(config), *_rounds_faults(config), *_teacher_faults(config)]
+    data, optimizer = config.data, config.optimizer
+    if data.source == "digits" and data.path is not None:
+        faults.append("data.path: digits ships with scikit-learn and takes no path; leave it out")
+    if data.source != "digits" and data.path is None:
+        faults.append(f"data.path: source {data.source} needs one; set data.path")
+    if len(data.mean) not in (1, 3):
+        faults.append(f"data.mean: has {len(data.mean)} values; give 1 to read images as grey, or 3 as RGB")
+    if len(data.mean) != len(data.std):
+        faults.append(f"data.mean: {len(data.mean)} values, but data.std has {len(data.std)}; give as many of each")
+    if isinstance(optimizer, SGD) and optimizer.nesterov and optimizer.momentum == 0:
+        faults.append("optimizer.nesterov: needs a momentum above 0; set optimizer.momentum")
+    if config.run.device == "cpu" and config.run.precision == "fp16":
+        faults.append("run.precision: fp16 needs a GPU; take bf16 or fp32 with run.device=cpu")
+    for name in {"top1", "loss", "samples"} & config.eval.sets.keys():
+        faults.append(f"eval.sets.{name}: eval/{name} is a figure of data.eval_split; choose another name")
+    if config.train.accumulate > config.train.batch_size:
+        faults.append(
+            f"train.accumulate: {config.train.accumulate} micro-batches cannot share train.batch_size "
+            f"{config.train.batch_size}; lower it"
+        )
+    return faults
+
+
+def is_empty(length: Length) -> bool:
+    """Whether a phase is skipped."""
+    return not length.steps and not length.epochs
+
+
+def _is_gradual(prune: Prune) -> bool:
+    """Whether sparsity rises within the phase prune."""
+    return prune.rounds is None and prune.schedule != "oneshot"
+
+
+def _phase_faults(config: Config) -> list[str]:
+    phases: dict[str, Phase] = {name: getattr(config.phases, name) for name in Phases.model_fields}
+    faults = []
+    lengths: dict[str, Length] = {f"phases.{name}": phase for name, phase in phases.items()}
+    if config.prune.length is not None:
+        lengths["prune.length"] = config.prune.length
+    if config.prune.rounds is not None and config.prune.rounds.rewind_to is not None:
+        lengths["prune.rounds.rewind_to"] = config.prune.rounds.rewind_to
+    for key, length in lengths.items():
+        if length.steps is not None and length.epochs is not None:
+            faults.append(f"{key}: gives both steps and epochs; leave one out")
+    for name, phase in phases.items():
+        if phase.milestones and phase.schedule != "step":
+            faults.append(f"phases.{name}.milestones: only for schedule step, not {phase.schedule}; set schedule: step")
+        if phase.schedule == "step" and not phase.milestones:
+            faults.append(f"phases.{name}.milestones: schedule step needs at least one, such as [0.5, 0.75]")
+        if phase.min_lr > phase.lr:
+            faults.append(f"phases.{name}.min_lr: {phase.min_lr} is above lr {phase.lr}")
+        if phase.steps and phase.warmup_steps >= phase.steps:
+            faults.append(
+                f"phases.{name}.warmup_steps: {phase.warmup_steps} leaves nothing of {phase.steps} steps; shorten it"
+            )
+    if all(is_empty(phase) for phase in phases.values()):
+        faults.append("phases: all are of length 0; give one of them steps or epochs")
+    elif config.prune.sparsity > 0 and _is_gradual(config.prune) and is_empty(phases["prune"]):
+        faults.append(
+            f"phases.prune: has no length, so prune.sparsity {config.prune.sparsity} is never reached; "
+            "give it steps or epochs, or set prune.sparsity to 0"
+        )
+    return faults
+
+
+def _prune_faults(config: Config) -> list[str]:
+    prune, faults = config.prune, []
+    if prune.initial > prune.sparsity:
+        faults.append(f"prune.initial: {prune.initial} is above prune.sparsity {prune.sparsity}; sparsity only rises")
+    choices = {"schedule": SCHEDULES, "score": SCORES, "allocation": ALLOCATIONS}
+    for key, known in choices.items():
+        value = getattr(prune, key)
+        if isinstance(value, str) and value not in known and (key == "allocation" or ":" not in value):
+            others = (
+                "a table {pattern: sparsity}, or a YAML file of one" if key == "allocation" else "package.module:name"
+            )
+            hint = "" if value != "lamp" else "; lamp is an allocation: prune.allocation=lamp"
+            faults.append(f"prune.{key}: no {key} {value!r}{near(value, known)}, and {others}{hint}")
+    if prune.schedule == "oneshot":
+        if prune.initial > 0:
+            faults.append("prune.initial: oneshot prunes once; leave it out")
+        if prune.length is not None:
+            faults.append("prune.length: oneshot prunes once; leave it out")
+    if prune.schedule != "polynomial" and prune.power != 3.0:
+        faults.append(f"prune.power: only for schedule polynomial, not {prune.schedule}; set prune.schedule=polynomial")
+    if prune.allocation == "lamp" and prune.score != "magnitude":
+        faults.append(
+            f"prune.allocation: lamp scales magnitudes, and takes no score {prune.score}; leave out prune.score"
+        )
+    if prune.score in ("taylor", "movement") and is_empty(config.phases.dense):
+        if not _is_gradual(prune) or prune.initial > 0:
+            faults.append(
+                f"prune.score: {prune.score} has seen no gradient when pruning begins; give phases.dense some steps "
+                "at a low rate"
+            )
+    for pattern, limit in prune.bounds.items():
+        if limit.min > limit.max:
+            faults.append(f"prune.bounds.{pattern}: min {limit.min} is above max {limit.max}")
+    return faults
+
+
+def _rounds_faults(config: Config) -> list[str]:
+    prune, phases, faults = config.prune, config.phases, list[str]()
+    guard, rounds = prune.guard, prune.rounds
+    if guard is not None:
+        if rounds is None:
+            faults.append("prune.guard: judges rounds, and there are none; give prune.rounds, such as {count: 10}")
+        if guard.set is not None and guard.set not in config.eval.sets:
+            hint = near(guard.set, sorted(config.eval.sets)) if config.eval.sets else "; eval.sets has none"
+            faults.append(f"prune.guard.set: no set {guard.set!r}{hint}")
+    if rounds is None:
+        return faults
+    usual = Prune(sparsity=prune.sparsity)
+    for key in ("schedule", "initial", "length"):
+        if getattr(prune, key) != getattr(usual, key):
+            faults.append(f"prune.{key}: prune.rounds says how sparse when; leave one out")
+    if prune.sparsity == 0:
+        faults.append("prune.rounds: there is nothing to prune at prune.sparsity 0; leave it out, or raise that")
+    if not is_empty(phases.prune):
+        faults.append("phases.prune: with prune.rounds there is no such phase; leave it out")
+    needed, other = ("finetune", None) if rounds.recovery == "finetune" else ("dense", "finetune")
+    if is_empty(getattr(phases, needed)):
+        what = "trains it" if rounds.recovery == "finetune" else "trains it once more"
+        faults.append(f"phases.{needed}: has no length, and every round with recovery {rounds.recovery} {what}")
+    if other is not None and not is_empty(getattr(phases, other)):
+        faults.append(f"phases.{other}: recovery {rounds.recovery} trains the phase dense instead; leave it out")
+    if rounds.recovery == "finetune" and rounds.rewind_to is not None:
+        faults.append("prune.rounds.rewind_to: recovery finetune does not rewind; leave it out")
+    if rounds.recovery == "rewind_weights" and rounds.rewind_to is None:
+        faults.append("prune.rounds.rewind_to: is missing; early in the dense phase is usual, such as {epochs: 2}")
+    return faults
+
+
+def _teacher_faults(config: Config) -> list[str]:
+    distill = config.distill
+    if distill is None:
+        return []
+    faults = []
+    if not distill.phases:
+        faults.append("distill.phases: is empty, so the teacher never teaches; name a phase, or set distill to null")
+    for index, feature in enumerate(distill.features):
+        if feature.of >= len(distill.teachers):
+            faults.append(
+                f"distill.features.{index}.of: {feature.of}, but the teachers of distill.teacher are numbered from 0 "
+                f"to {len(distill.teachers) - 1}"
+            )
+    if distill.dense is None:
+        return faults
+    if list(distill.teachers.values()).count("dense") > 1:
+        faults.append("distill.teacher: dense is there twice; leave one out")
+    if is_empty(config.phases.dense) and config.model.weights is None:
+        faults.append(
+            f"{distill.dense}: dense would be an untrained model; give phases.dense a length, or set model.weights"
+        )
+    if "dense" in distill.phases:
+        faults.append("distill.phases: the dense phase makes the teacher and cannot have it; leave dense out")
+    return faults

@@ -1,0 +1,155 @@
+"""Between rounds of iterative pruning: rounds that cost too much are rolled back, weights are rewound."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from distprune.config.schema import Guard
+from distprune.tracking.logs import logger
+from distprune.training.evaluation import EvalResult
+from distprune.training.phases import Rounds, Span
+from distprune.training.run_state import RunState
+
+ACCEPTED, REWIND = "accepted", "rewind"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an attempt at a round.
+
+    Attributes:
+        round: its number, from 1.
+        sparsity: that it pruned to.
+        top1: accuracy in percent at its end, on the set of the guard.
+        drop: what that is less than before pruning, in percentage points.
+        accepted: whether the guard let it pass.
+    """
+
+    round: int
+    sparsity: float
+    top1: float
+    drop: float
+    accepted: bool
+
+
+class Recovery:
+    """Judges rounds and takes the run back, from checkpoints that are kept for that. Every method runs on all ranks.
+
+    Args:
+        rounds: of the run; None where there are none, and nothing is to be done.
+        guard: what rounds must keep; None lets all pass.
+        run_state: reads checkpoints.
+    """
+
+    def __init__(self, rounds: Rounds | None, guard: Guard | None, run_state: RunState) -> None:
+        self._rounds = rounds
+        self._guard = guard
+        self._run_state = run_state
+        self.outcomes: list[Outcome] = []
+
+    def state(self) -> list[dict[str, Any]]:
+        """JSON values for `resume`."""
+        return [asdict(outcome) for outcome in self.outcomes]
+
+    def resume(self, state: list[dict[str, Any]]) -> None:
+        """Go on from what `state` gave."""
+        for values in state:
+            self._note(Outcome(**values))
+
+    def mark(self, step: int) -> str | None:
+        """The mark by which a checkpoint is kept that is written after `step` steps, if a later round may need it."""
+        rounds = self._rounds
+        if rounds is not None and rounds.rewinds_weights and step == rounds.rewind_to:
+            return REWIND
+        if rounds is None or self._guard is None:
+            return None
+        attempts, judged = rounds.schedule.attempts, len(self.outcomes)
+        begins = step == attempts[0].begin and not judged
+        return ACCEPTED if begins or (judged and self._is_accepted(step)) else None
+
+    def judge(self, span: Span, dense: EvalResult, now: EvalResult) -> dict[str, float]:
+        """Accept or refuse the attempt that ends here; figures for trackers.
+
+        The counts come from all ranks; rank 0 decides, so that all do the same whatever their arithmetic.
+
+        Args:
+            span: of the attempt.
+            dense, now: evaluations before pruning and at the end of the attempt.
+        """
+        assert span.attempt is not None
+        before, after = (self._counted(result) for result in (dense, now))
+        drop, within = before.top1 - after.top1, True
+        if self._guard is not None:
+            (within,) = broadcast_object_list([self._keeps(before, after)])
+        outcome = Outcome(span.attempt.round, span.attempt.sparsity, after.top1, drop, within)
+        self._note(outcome)
+        self._tell(outcome)
+        figures = {"prune/round": float(outcome.round)}
+        return figures if self._guard is None else figures | {"guard/drop": drop, "guard/accepted": float(within)}
+
+    @property
+    def is_unguarded(self) -> bool:
+        """Whether what a round prunes stays pruned."""
+        return self._guard is None
+
+    def ends_at(self, step: int) -> Span | None:
+        """The attempt that ends after `step` steps and is still to be judged."""
+        to_come = [] if self._rounds is None else self._rounds.spans[len(self.outcomes) :]
+        return to_come[0] if to_come and to_come[0].end == step else None
+
+    def begin(self, span: Span) -> None:
+        """Before a round prunes: if the one before it was refused, take the run back to where that began."""
+        if span.attempt is not None and span.attempt.again:
+            self._run_state.roll_back(ACCEPTED)
+
+    def rewind(self, span: Span) -> None:
+        """Once a round has pruned: take weights back to where it is to train from."""
+        if self._rounds is not None and self._rounds.rewinds_weights and span.attempt is not None:
+            self._run_state.rewind(REWIND)
+
+    def roll_back_last(self) -> bool:
+        """At the end: if the last round was refused, take the run back to where that began; whether it was."""
+        if refused := bool(self.outcomes) and not self.outcomes[-1].accepted:
+            self._run_state.roll_back(ACCEPTED)
+        return refused
+
+    def summary(self) -> dict[str, Any]:
+        """What the summary of the run says of it."""
+        if self._rounds is None:
+            return {}
+        guard = {} if self._guard is None else {"prune/guard": self._guard.model_dump()}
+        return {"prune/rounds": self.state(), **guard}
+
+    def _note(self, outcome: Outcome) -> None:
+        assert self._rounds is not None
+        self.outcomes.append(outcome)
+        self._rounds.schedule.judge(outcome.accepted)
+
+    def _is_accepted(self, step: int) -> bool:
+        assert self._rounds is not None
+        return self.outcomes[-1].accepted and self._rounds.schedule.attempts[len(self.outcomes) - 1].end == step
+
+    def _counted(self, result: EvalResult) -> EvalResult:
+        name = None if self._guard is None else self._guard.set
+        return result if name is None else result.sets[name]
+
+    def _keeps(self, before: EvalResult, after: EvalResult) -> bool:
+        assert self._guard is not None
+        return 100 * (before.correct - after.correct) <= self._guard.max_drop * before.samples
+
+    def _tell(self, outcome: Outcome) -> None:
+        assert self._rounds is not None
+        what = f"round {outcome.round}, sparsity {outcome.sparsity:.4f}: {outcome.top1:.2f} %"
+        if self._guard is None:
+            logger.info(what)
+            return
+        what += f", {outcome.drop:.2f} points below the dense model, where {self._guard.max_drop:g} are allowed"
+        if outcome.accepted:
+            logger.info(f"{what}: accepted")
+            return
+        to_come = self._rounds.schedule.attempts[len(self.outcomes) :]
+        then = f"tried again at {to_come[0].sparsity:.4f}" if to_come else "a smaller step would be below min_step"
+        logger.warning(f"{what}: rolled back; {then}")
