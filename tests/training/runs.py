@@ -73,11 +73,16 @@ def descendants(pid):
         return []
 
 
-def kill(pids):
-    """SIGKILL to those of the processes that are left."""
+def signal_all(pids, number):
+    """A signal to those of the processes that are left."""
     for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
+
+
+def kill(pids):
+    """SIGKILL to those of the processes that are left."""
+    signal_all(pids, signal.SIGKILL)
 
 
 def run(words, folder, environment, send=None, once=None, everyone=False, timeout=200):
@@ -101,7 +106,7 @@ def run(words, folder, environment, send=None, once=None, everyone=False, timeou
             while not once() and running.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
             if running.poll() is None:
-                os.killpg(running.pid, send) if everyone else running.send_signal(send)
+                signal_all([running.pid, *(descendants(running.pid) if everyone else ())], send)
         output, _ = running.communicate(timeout=timeout)
     finally:
         if running.poll() is None:
