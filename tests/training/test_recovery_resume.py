@@ -19,7 +19,7 @@ GUARDED = (
     "checkpoint.every=30",
     "distill.alpha={begin: 0.9, end: 0.5}",
 )
-FINETUNE = (*GUARDED, "phases.finetune={epochs: 4, lr: 0.05}")
+FINETUNE = (*GUARDED, "phases.finetune={epochs: 4, lr: 0.01}")
 REWIND = (*GUARDED, "phases.finetune={}", "prune.rounds.rewind_to={epochs: 6}")
 DENSE, ROUND = 220, 88
 
@@ -27,7 +27,7 @@ DENSE, ROUND = 220, 88
 @pytest.mark.parametrize(
     ("processes", "launcher", "job"),
     [
-        (0, "cpu", (*FINETUNE, "optimizer={name: adamw}", "prune.score=movement")),
+        (0, "cpu", (*FINETUNE, "optimizer={name: adamw}", "phases.dense.lr=0.01", "prune.score=movement")),
         (2, "cpu", (*REWIND, "prune.rounds.recovery=rewind_weights", "checkpoint.background=true")),
         (
             2,
