@@ -1,0 +1,90 @@
+"""What the benchmarks share: one run in a process of its own, and where figures come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+KEPT = (
+    "dense/top1", "eval/top1", "eval/top1_drop", "prune/sparsity", "prune/zeros", "prune/weights", "prune/guard",
+    "prune/rounds", "seed", "steps", "wall_s", "world_size", "train_samples_per_s", "mask_digest",
+)  # fmt: skip
+OF_A_PLACE = ("data.path", "data.source", "model.weights", "run.dir", "tracking")
+
+
+def run(config: Path, folder: Path, overrides: Sequence[str], threads: int | None = None) -> dict[str, Any]:
+    """One run in a process of its own; its summary. One that is done already is not done again.
+
+    Args:
+        config: its configuration.
+        folder: its run folder.
+        overrides: of the configuration.
+        threads: of the process; None leaves them to torch.
+    """
+    words = [f"run.dir={folder}", "tracking.wandb.mode=disabled", *overrides]
+    environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run(
+        [sys.executable, "-m", "distprune.train", str(config), *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return summary_of(folder)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The summary of a run that is done."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def figures(summary: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a summary."""
+    return {key: summary[key] for key in KEPT if key in summary}
+
+
+def settings(overrides: Sequence[str]) -> list[str]:
+    """Overrides that say what was run, not where."""
+    return [word for word in overrides if not word.startswith(OF_A_PLACE)]
+
+
+def origin(summary: dict[str, Any]) -> dict[str, Any]:
+    """Versions, machine and commit."""
+    return {
+        "versions": summary["versions"],
+        "machine": {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform()},
+        "commit": _commit(),
+    }
+
+
+def write(name: str, result: dict[str, Any]) -> Path:
+    """Write results/NAME.json."""
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _processor() -> str:
+    """The model name of the processor, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    """The commit that is checked out, marked where files differ from it."""
+    return subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
