@@ -85,9 +85,8 @@ def _table(runs: dict[str, list[dict[str, Any]]]) -> str:
     for name, of_name in runs.items():
         found = [summary["eval/top1"] for summary in of_name]
         dense, seconds = (statistics.mean(s[key] for s in of_name) for key in ("dense/top1", "wall_s"))
-        lines.append(
-            f"| {name} | {statistics.mean(found):.2f} | {min(found):.2f} | {max(found):.2f} | {dense:.2f} | {seconds:.0f} |"
-        )
+        cells = [f"{value:.2f}" for value in (statistics.mean(found), min(found), max(found), dense)]
+        lines.append(f"| {' | '.join([name, *cells, f'{seconds:.0f}'])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -41,3 +41,13 @@ print(pruner.zeros, pruner.layers()["1.weight"].sparsity < pruner.layers()["3.we
     ended = subprocess.run([sys.executable, "-c", page], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split() == [str(round(0.5 * (64 * 128 + 128 * 10))), "True"]
+
+
+def test_the_loop_of_the_page_on_recovery_ends_within_its_bound(tmp_path):
+    (page,) = blocks("docs/recovery.md")
+    page += """
+print(pruner.zeros == round(schedule.sparsity(10**9) * pruner.weights), bool(loss() < 2.1), len(schedule.attempts) >= 4)
+"""
+    ended = subprocess.run([sys.executable, "-c", page], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["True"] * 3

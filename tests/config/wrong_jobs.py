@@ -331,4 +331,62 @@ METHODS = [
     ),
 ]
 
-CASES = [*KEYS, *COMBINATIONS, *MODELS, *FEATURES, *TRANSFORMS, *DATA, *PRUNING, *METHODS, *PLACES]
+GUARDED = ["phases.prune={}", "prune.rounds={count: 2}", "prune.guard={max_drop: 1.0}"]
+REWOUND = ["phases.prune={}", "phases.finetune={}", "prune.rounds={count: 2, recovery: rewind_weights}"]
+ROUNDS = [
+    ("rounds without a count", ["prune.rounds={recovery: rewind_lr}"], ["prune.rounds.count", "missing"]),
+    ("no rounds", ["phases.prune={}", "prune.rounds={count: 0}"], ["prune.rounds.count", "or equal to 1"]),
+    ("unknown recovery", ["prune.rounds={count: 2, recovery: rewind}"], ["rounds.recovery", "'rewind_lr'", "'rewind'"]),
+    ("rounds and a schedule", [*GUARDED, "prune.schedule=linear"], ["prune.schedule", "leave one out"]),
+    ("rounds from a sparsity on", [*GUARDED, "prune.initial=0.2"], ["prune.initial", "leave one out"]),
+    ("rounds to no sparsity", [*GUARDED, "prune.sparsity=0"], ["prune.rounds", "nothing to prune"]),
+    ("rounds in the phase prune", ["prune.rounds.count=2"], ["phases.prune", "leave it out"]),
+    ("rounds that train nothing", [*GUARDED, "phases.finetune={}"], ["phases.finetune", "no length", "finetune"]),
+    (
+        "rounds shorter than a step",
+        [*GUARDED, "phases.finetune={epochs: 0.1}"],
+        ["phases.finetune", "shorter than one optimizer step"],
+    ),
+    (
+        "rewinding without a dense phase",
+        [*REWOUND, "prune.rounds.rewind_to.steps=1", "phases.dense={}", "distill=null"],
+        ["phases.dense", "no length", "rewind_weights"],
+    ),
+    (
+        "rewinding and fine-tuning",
+        [*REWOUND, "prune.rounds.rewind_to.steps=1", "phases.finetune.steps=2"],
+        ["phases.finetune", "leave it out"],
+    ),
+    ("rewinding weights to nowhere", REWOUND, ["prune.rounds.rewind_to", "missing"]),
+    (
+        "rewinding to the end",
+        [*REWOUND, "prune.rounds.rewind_to.steps=4"],
+        ["prune.rounds.rewind_to: step 4", "4 steps of the dense phase"],
+    ),
+    (
+        "rewinding to steps and epochs",
+        [*REWOUND, "prune.rounds.rewind_to={steps: 1, epochs: 1}"],
+        ["prune.rounds.rewind_to", "both"],
+    ),
+    ("rewinding to fine-tune", [*GUARDED, "prune.rounds.rewind_to.steps=1"], ["rounds.rewind_to", "leave it out"]),
+    ("guard without rounds", ["prune.guard={max_drop: 1.0}"], ["prune.guard", "prune.rounds"]),
+    ("guard without a bound", [*GUARDED[:2], "prune.guard={min_step: 0.1}"], ["prune.guard.max_drop", "missing"]),
+    ("guard with a negative bound", [*GUARDED, "prune.guard.max_drop=-1"], ["prune.guard.max_drop", "or equal to 0"]),
+    ("guard whose steps vanish", [*GUARDED, "prune.guard.min_step=0"], ["prune.guard.min_step", "greater than 0"]),
+    ("guard by a set that is not there", [*GUARDED, "prune.guard.set=held"], ["prune.guard.set", "eval.sets has none"]),
+    (
+        "guard by a set of another name",
+        [*GUARDED, "prune.guard.set=hold", "eval.sets={held: test}"],
+        ["prune.guard.set", "did you mean 'held'?"],
+    ),
+    ("set with the name of a figure", ["eval.sets={top1: test}"], ["eval.sets.top1", "another name"]),
+    ("set whose name is no name", ["eval.sets={a/b: test}"], ["eval.sets.a/b", "pattern"]),
+    ("set that is not there", ["eval.sets={held: 'validation[:10]'}"], ["'validation"]),
+    (
+        "movement that is to prune before it has seen a gradient",
+        [*GUARDED, "phases.dense={}", "distill=null", "prune.score=movement"],
+        ["prune.score", "seen no gradient"],
+    ),
+]
+
+CASES = [*KEYS, *COMBINATIONS, *MODELS, *FEATURES, *TRANSFORMS, *DATA, *PRUNING, *METHODS, *ROUNDS, *PLACES]

@@ -55,3 +55,48 @@ def test_doubtful_schedules_are_warned_of():
 def test_a_schedule_that_outlasts_the_run_is_refused():
     with pytest.raises(ConfigError, match="never be reached"):
         timetable("prune.length={epochs: 41}")
+
+
+def test_rounds_train_the_finetune_phase_anew():
+    words = [
+        "phases.prune={}",
+        "phases.dense={epochs: 3}",
+        "phases.finetune={steps: 25, lr: 0.2}",
+        "prune.rounds.count=3",
+    ]
+    table = timetable(*words)
+    dense, *rounds = table.spans
+    assert (dense.begin, dense.end) == (0, 30)
+    assert [(s.name, s.begin, s.end, s.key) for s in rounds] == [
+        ("finetune", 30, 55, "phases.finetune"),
+        ("finetune", 55, 80, "phases.finetune"),
+        ("finetune", 80, 105, "phases.finetune"),
+    ]
+    assert [s.attempt.sparsity for s in rounds][-1] == table.pruning.schedule.final == 0.9
+    assert [rounds[1].lr(55 + step) for step in range(25)] == [rounds[0].lr(30 + step) for step in range(25)]
+    assert [table.after(step).begin for step in (0, 29, 30, 79, 104)] == [0, 0, 30, 55, 80]
+    assert table.after(105) is None
+    assert table.steps == 105
+
+
+def test_after_a_refusal_the_rounds_to_come_are_others():
+    table = timetable("phases.prune={}", "prune.rounds.count=2", "prune.guard={max_drop: 1.0, min_step: 0.3}")
+    before = table.steps
+    table.rounds.schedule.judge(False)
+    length = table.spans[1].end - table.spans[1].begin
+    assert table.steps == before + 3 * length, "the refused one, and four half steps in place of two whole"
+    assert table.after(table.spans[1].end).attempt.again
+
+
+def test_rewound_rounds_begin_where_they_are_told_to():
+    words = [
+        "phases.prune={}",
+        "phases.finetune={}",
+        "phases.dense={epochs: 4, warmup_steps: 7}",
+        "prune.rounds.count=2",
+    ]
+    words += ["prune.rounds.recovery=rewind_weights", "prune.rounds.rewind_to={epochs: 0.5}"]
+    table = timetable(*words)
+    assert [(s.begin, s.end) for s in table.spans] == [(0, 40), (40, 75), (75, 110)]
+    assert table.rounds.rewind_to == 5
+    assert [table.spans[2].lr(75 + step) for step in range(35)] == [table.spans[0].lr(5 + step) for step in range(35)]

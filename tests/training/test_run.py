@@ -207,6 +207,16 @@ def test_plan_prints_what_a_run_would_do_and_writes_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plan_shows_rounds(capsys):
+    rounds = ["phases.prune={}", "prune.rounds.count=3", "phases.dense={epochs: 3}", "phases.finetune={epochs: 2}"]
+    assert command(["plan", str(DIGITS), *LINEAR, *rounds]) == 0
+    printed = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "round 1 85 140 2.0" in printed
+    assert "round 3 197 252 2.0" in printed
+    assert "84 0.535841" in printed
+    assert "196 0.900000" in printed
+
+
 def test_without_wandb_nothing_of_it_is_imported(tmp_path, environment):
     program = (
         "import sys; from distprune.train import main; "
