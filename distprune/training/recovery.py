@@ -81,7 +81,7 @@ class Recovery:
         """
         assert span.attempt is not None
         before, after = (self._counted(result) for result in (dense, now))
-        drop, within = before.top1 - after.top1, True
+        drop, within = 100 * (before.correct - after.correct) / before.samples, True
         if self._guard is not None:
             (within,) = broadcast_object_list([self._keeps(before, after)])
         outcome = Outcome(span.attempt.round, span.attempt.sparsity, after.top1, drop, within)
