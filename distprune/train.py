@@ -128,14 +128,13 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
     job.liveness.start()
     main_process, timetable = job.accelerator.is_main_process, job.timetable
     try:
-        if main_process:
-            folder.write_status("running", 0 if checkpoint is None else checkpoint.step, timetable.steps)
         logger.info(f"{host()}, {job.accelerator.device}, process {os.getpid()}, {versions()}")
         if checkpoint is not None:
             checkpoint = job.run_state.restore(checkpoint)
             logger.info(f"going on from {checkpoint.path}")
             job.trainer.resume(checkpoint.state["progress"])
         if main_process:
+            folder.write_status("running", job.trainer.step, timetable.steps)
             _open(job, folder, checkpoint)
         final = job.trainer.fit()
         trainer = job.trainer

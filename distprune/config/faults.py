@@ -147,7 +147,8 @@ def _rounds_faults(config: Config) -> list[str]:
         faults.append(f"phases.{other}: recovery {rounds.recovery} trains the phase dense instead; leave it out")
     if rounds.recovery == "finetune" and rounds.rewind_to is not None:
         faults.append("prune.rounds.rewind_to: recovery finetune does not rewind; leave it out")
-    if rounds.recovery == "rewind_weights" and rounds.rewind_to is None:
+    nowhere = rounds.rewind_to is None or (rounds.rewind_to.steps is None and rounds.rewind_to.epochs is None)
+    if rounds.recovery == "rewind_weights" and nowhere:
         faults.append("prune.rounds.rewind_to: is missing; early in the dense phase is usual, such as {epochs: 2}")
     return faults
 
@@ -159,6 +160,8 @@ def _teacher_faults(config: Config) -> list[str]:
     faults = []
     if not distill.phases:
         faults.append("distill.phases: is empty, so the teacher never teaches; name a phase, or set distill to null")
+    elif config.prune.rounds is not None and "finetune" not in distill.phases:
+        faults.append("distill.phases: rounds of prune.rounds count as finetune, so the teacher never teaches; add it")
     for index, feature in enumerate(distill.features):
         if feature.of >= len(distill.teachers):
             faults.append(

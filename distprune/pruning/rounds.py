@@ -91,7 +91,7 @@ class RoundsSchedule:
 
     def is_update(self, step: int) -> bool:
         """Where an attempt begins."""
-        return any(attempt.begin == step for attempt in self._attempts)
+        return step in self._begins
 
     def _judge(self, outcomes: Sequence[bool]) -> None:
         self._outcomes = tuple(outcomes)
@@ -106,6 +106,7 @@ class RoundsSchedule:
             done, number, step = (done + step, number + 1, step) if within else (done, number, step / 2)
             again = not within
         self._attempts = tuple(attempts)
+        self._begins = frozenset(attempt.begin for attempt in attempts)
         self._steps, self._levels = [a.begin for a in attempts], [a.sparsity for a in attempts]
         if again:  # the last was refused, and no other follows
             self._steps.append(begin)

@@ -31,8 +31,8 @@ class WandbTracker:
 
     The x-axis of every metric is trainer/step, which travels as a metric: W&B's own step counts log calls, and
     drops rows where it would fall. A run that goes on repeats the steps since its last checkpoint, and a process that
-    was killed may not have handed on the last it logged: steps that W&B's files hold already are left out, and those
-    that are only in metrics.jsonl are caught up with, so that all files of a run in order hold each step once.
+    was killed may not have handed on the last it logged: rows that W&B's files hold already are left out, and those
+    that are only in metrics.jsonl are caught up with, so that all files of a run in order hold each row once.
 
     Args:
         settings: the section tracking.wandb.
@@ -79,8 +79,11 @@ class WandbTracker:
             self.log(json.loads(line))
 
     def log(self, row: Row) -> None:
-        """Log one row, unless W&B has its step."""
-        if row["trainer/step"] not in self._known:
+        """Log one row, unless W&B has it: of a step where rounds meet there are two."""
+        step = int(row["trainer/step"])
+        if self._known[step]:
+            self._known[step] -= 1
+        else:
             self._try(lambda: self._run.log(dict(row)))
 
     def preempt(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,14 @@ def read_records(path: Path) -> Iterator[Any]:
             yield record
 
 
-def logged_steps(folder: Path, run_id: str) -> set[int]:
-    """Each trainer/step that the files of a run below `folder`/wandb hold."""
-    steps = set[int]()
+def logged_steps(folder: Path, run_id: str) -> Counter[int]:
+    """How many rows the files of a run below `folder`/wandb hold of each trainer/step."""
+    steps = Counter[int]()
     for path in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
         for record in read_records(path):
             if record.HasField("history"):
                 row = read_items(record.history.item)
-                steps |= {int(row["trainer/step"])} if "trainer/step" in row else set()
+                steps.update([int(row["trainer/step"])] if "trainer/step" in row else [])
     return steps
 
 

@@ -4,7 +4,7 @@
                                  state.json            everything that is not a tensor
                                  manifest.json         size and SHA-256 of every other file
     checkpoints/latest           the name of the newest
-    checkpoints/best, ...        the name of one that is kept for good
+    checkpoints/best, ...        the name of one that is kept as long as this file names it
 
 A checkpoint is written under a name that starts with a dot, synced, and renamed; older ones are deleted only after
 that. No file is pickled.
@@ -82,7 +82,8 @@ class Checkpoints:
             step: of the run.
             tensors: by name, plain or sharded; what several ranks hold is written by one of them.
             state: JSON values.
-            marks: steps whose checkpoints are kept for good, by a name that becomes that of a file which says so.
+            marks: steps whose checkpoints are kept too, by a name that becomes that of a file which says so; `state`
+                holds them as "marks", and those that older checkpoints name stay as long as these do.
 
         Raises:
             CheckpointError: it could not be written on some rank; those written before are whole.
@@ -122,7 +123,9 @@ class Checkpoints:
             try:
                 return path.name, _verified_state(path)
             except DAMAGE as error:
-                raise CheckpointError(f"{path}, to which the run must go back, is damaged: {error}") from None
+                raise CheckpointError(
+                    f"{path}, to which the run must go back, is missing or damaged: {error}"
+                ) from None
 
         checkpoint = self._agreed(verified)
         assert checkpoint is not None
@@ -231,7 +234,9 @@ class Checkpoints:
         # What was passed over, and what is of later steps than the run has gone on from.
         useless = [path for path in self._all() if path.name > newest or path.name in self._passed_over - {newest}]
         older = [path for path in self._all() if path not in useless and path.name not in marked]
-        for path in useless + older[self._keep :]:
+        for path in older[: self._keep]:
+            marked |= {_name(step) for step in json.loads((path / STATE).read_text(encoding="utf-8"))["marks"].values()}
+        for path in useless + [path for path in older[self._keep :] if path.name not in marked]:
             shutil.rmtree(path)
         self._passed_over.clear()
 

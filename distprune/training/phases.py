@@ -136,8 +136,13 @@ def _with_rounds(config: Config, phases: dict[PhaseName, Span], steps_per_epoch:
     begin = dense[0].end if dense else 0
     least = {} if prune.guard is None else {"min_step": prune.guard.min_step}
     schedule = RoundsSchedule(prune.sparsity, begin, steps - rewind_to, chosen.count, **least)
+    doubts = list[str]()
+    if prune.guard is not None and 1 - (1 - prune.sparsity) ** (0.5 / chosen.count) < prune.guard.min_step:
+        doubts.append(
+            "prune.guard.min_step is more than half a round prunes: a round that is refused is not tried again"
+        )
     rounds = Rounds(schedule, span.phase, span.key, rewind_to, chosen.recovery == "rewind_weights")
-    return Timetable(dense, Pruning(schedule, begin, schedule.attempts[-1].begin), rounds)
+    return Timetable(dense, Pruning(schedule, begin, schedule.attempts[-1].begin, tuple(doubts)), rounds)
 
 
 def _pruning(config: Config, ends: dict[str, int], steps_per_epoch: int) -> Pruning:

@@ -28,6 +28,12 @@ FREE = (
 )  # fmt: skip
 
 
+FORMAT = 2
+"""Of what is in a checkpoint beside tensors; counts up when that changes."""
+ACCEPTED, REWIND = "accepted", "rewind"
+"""Marks of checkpoints that a run may have to go back to."""
+
+
 class RunState:
     """Saves and restores model, optimizer, masks and loss scale, beside what the caller adds.
 
@@ -109,6 +115,7 @@ class RunState:
         if mark is not None:
             marks[mark] = step
         state = {
+            "format": FORMAT,
             "step": step,
             "progress": progress,
             "pruner": {name: value for name, value in pruned.items() if isinstance(value, int)},
@@ -170,6 +177,11 @@ class RunState:
         except CheckpointError as error:
             raise ConfigError(f"run.dir: {error}") from None
         if checkpoint is not None:
+            if checkpoint.state.get("format") != FORMAT:
+                raise ConfigError(
+                    f"run.dir: {checkpoint.path} was written by another version of distprune, which must finish it; "
+                    "or choose another run.dir"
+                )
             refuse_another_job(checkpoint.state["config"], self._config)
         return checkpoint
 
@@ -181,6 +193,8 @@ class RunState:
         """
         while True:
             try:
+                for mark in {ACCEPTED, REWIND} & checkpoint.state["marks"].keys():
+                    self._checkpoints.of_step(checkpoint.state["marks"][mark])
                 self._restore(checkpoint)
             except (CheckpointError, MaskMismatchError, ValueError) as error:
                 logger.warning(f"checkpoint {checkpoint.path} is damaged and is passed over: {error}")

@@ -143,7 +143,8 @@ class Trainer:
         self._evaluating = False
         self._evaluated_at: int | None = None
         self._logged_at: int | None = None
-        self._saved_at: int | None = None
+        self._is_ahead = False
+        """Of what a checkpoint of this step says: the next round has begun, or the last was rolled back."""
         self._held: set[str] = set()
 
     def resume(self, progress: dict[str, Any]) -> None:
@@ -154,7 +155,7 @@ class Trainer:
         self._began -= progress["wall_seconds"]
         self._at_last_log = (progress["at_last_log"][0], progress["at_last_log"][1])
         self._row, self._evaluating = progress["row"], progress["evaluating"]
-        self._logged_at, self._saved_at = progress["logged_at"], self.step
+        self._logged_at = progress["logged_at"]
         self.recovery.resume(progress["rounds"])
         self._meter.restore(progress["meter"], self.accelerator)
         self.liveness.goes_on_from(self.step)
@@ -187,6 +188,7 @@ class Trainer:
                 if self._train_step(task, span, batches):
                     skipped = 0
                     self.step += 1
+                    self._is_ahead = False
                     self.liveness.step(self.step)
                     self._after_step(span)
                     self._save_or_stop(span)
@@ -199,7 +201,8 @@ class Trainer:
                     raise DivergedError(f"{skipped} steps in a row after step {self.step} were skipped")
         self._log()
         if self.recovery.roll_back_last():
-            self._row |= {"prune/sparsity": self.pruner.sparsity} | self._evaluate()
+            self._is_ahead = True
+            self._row |= self._sparsity_figures() | self._evaluate()
             self._log()
         self.run_state.settle()
         assert self.last is not None
@@ -215,6 +218,7 @@ class Trainer:
         task = self.task_for(span)
         if span.attempt is not None and self.step == span.begin:
             self._log()
+            self._is_ahead = True
             self.recovery.begin(span)
             self._row |= self._update_masks()
             self.recovery.rewind(span)
@@ -284,14 +288,12 @@ class Trainer:
         """Write a checkpoint, and end the run if there is a reason to."""
         progress = self._progress()
         self._refuse_nonfinite_loss(progress["meter"])
-        if reason is not None and self._saved_at == self.step:
-            # What came after that, such as the pruning of a round, is done again.
+        if self._is_ahead:  # a start that goes on does that again
             problem = self.run_state.settle()
         else:
             problem = self.run_state.save(
                 self.step, progress, self._is_final, self._top1, reason is not None, self.recovery.mark(self.step)
             )
-        self._saved_at = self.step if problem is None else None
         self._clock = time.perf_counter()
         self.liveness.moves()
         if reason is not None:
@@ -300,7 +302,7 @@ class Trainer:
     @property
     def _is_final(self) -> bool:
         """Whether the sparsity is the final one; under a guard nobody knows which that is."""
-        return self.recovery.is_unguarded and self.pruner.is_final
+        return self.recovery.is_unguarded and self.pruner.is_final and self.step >= self.timetable.pruning.begin
 
     @property
     def _top1(self) -> float | None:
@@ -402,11 +404,16 @@ class Trainer:
             logger.warning(f"{name} is down to the last weights that prune.min_weights leaves it, and is held there")
         self._held |= set(report.held)
         return {
-            "prune/target_sparsity": report.target_sparsity,
-            "prune/sparsity": report.sparsity,
+            **self._sparsity_figures(),
             "prune/threshold": report.threshold,
             "prune/update_ms": 1000 * report.seconds,
             "prune/newly_pruned": report.newly_pruned,
+        }
+
+    def _sparsity_figures(self) -> dict[str, float]:
+        return {
+            "prune/target_sparsity": self.pruner.schedule.sparsity(self.step),
+            "prune/sparsity": self.pruner.sparsity,
             **{f"prune/layer/{name}": layer.sparsity for name, layer in self.pruner.layers().items()},
         }
 

@@ -369,6 +369,16 @@ ROUNDS = [
         ["prune.rounds.rewind_to", "both"],
     ),
     ("rewinding to fine-tune", [*GUARDED, "prune.rounds.rewind_to.steps=1"], ["rounds.rewind_to", "leave it out"]),
+    (
+        "teacher who never teaches in rounds",
+        [*GUARDED, "distill.phases=[prune]"],
+        ["distill.phases", "count as finetune"],
+    ),
+    (
+        "rewinding weights to a place that is not told",
+        [*REWOUND, "prune.rounds.rewind_to={}"],
+        ["prune.rounds.rewind_to", "missing"],
+    ),
     ("guard without rounds", ["prune.guard={max_drop: 1.0}"], ["prune.guard", "prune.rounds"]),
     ("guard without a bound", [*GUARDED[:2], "prune.guard={min_step: 0.1}"], ["prune.guard.max_drop", "missing"]),
     ("guard with a negative bound", [*GUARDED, "prune.guard.max_drop=-1"], ["prune.guard.max_drop", "or equal to 0"]),

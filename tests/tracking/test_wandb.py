@@ -1,5 +1,6 @@
 """The offline W&B file, read back record by record."""
 
+import json
 import os
 import signal
 import socket
@@ -134,6 +135,27 @@ def test_the_end_of_w_and_b_is_not_the_end_of_the_run(tmp_path, start_offline):
 
 
 @pytest.mark.slow
+def test_of_a_step_with_two_rows_both_are_handed_on_once(tmp_path):
+    rows = [{"trainer/step": 1, "a": 1.0}, {"trainer/step": 2, "a": 2.0}, {"trainer/step": 2, "b": 3.0}]
+    program = """
+import json, sys
+from pathlib import Path
+from distprune.config.schema import Wandb
+from distprune.tracking.wandb import WandbTracker
+tracker = WandbTracker(Wandb(mode="offline"), Path("."), {})
+for row in json.loads(sys.argv[1]):
+    tracker.log(row)
+tracker.finish(None)
+"""
+    for part in (rows[:2], rows[1:], rows):
+        (tmp_path / "metrics.jsonl").write_text("")
+        subprocess.run([sys.executable, "-c", program, json.dumps(part)], cwd=tmp_path, check=True)
+    found = []
+    for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
+        found += [read_items(r.history.item) for r in read_records(path) if r.HasField("history")]
+    assert [{name: v for name, v in row.items() if not name.startswith("_")} for row in found] == rows
+
+
 def test_the_accuracy_of_given_weights_is_handed_on_at_step_0(tmp_path, start_offline, folder):
     weights = ("model.args={}", f"model.weights={folder / 'model.safetensors'}", "phases.dense.epochs=0")
     code, output = start_offline(*weights, "phases.prune.epochs=1")

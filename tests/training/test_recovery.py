@@ -1,5 +1,6 @@
 """Rounds of iterative pruning in the main job: recovered, judged, rolled back and rewound."""
 
+import hashlib
 import json
 import shutil
 
@@ -179,7 +180,7 @@ def test_a_checkpoint_that_is_needed_and_gone_ends_the_run_with_its_name(monkeyp
 
     monkeypatch.setattr(RunState, "rewind", rewind)
     assert main([str(DIGITS), "run.dir=run", *REWOUND, "prune.rounds.recovery=rewind_weights"]) == 1
-    assert "step-00000020, to which the run must go back, is damaged" in capsys.readouterr().err
+    assert "step-00000020, to which the run must go back, is missing or damaged" in capsys.readouterr().err
 
 
 def test_the_guard_counts_samples():
@@ -197,3 +198,54 @@ def test_the_guard_counts_samples():
     resumed.resume(json.loads(json.dumps(recovery.state())))
     assert again.attempts == schedule.attempts
     assert resumed.outcomes == recovery.outcomes
+
+
+@pytest.mark.parametrize(("samples", "allowed"), [(5000, 1.14), (5000, 2.26), (10000, 0.1), (360, 5.0)])
+def test_exactly_what_may_be_lost_may_be_lost(samples, allowed):
+    lost = round(allowed * samples / 100)
+    for more, within in ((0, True), (1, False)):
+        schedule = RoundsSchedule(final=0.9, begin=0, every=1, rounds=1)
+        recovery = Recovery(Rounds(schedule, None, "", 0, False), Guard(max_drop=allowed), None)
+        dense, now = (EvalResult(100 * (samples - wrong) / samples, 0.3, samples) for wrong in (7, 7 + lost + more))
+        assert recovery.judge(recovery.ends_at(1), dense, now)["guard/accepted"] == within
+
+
+def test_a_checkpoint_that_an_older_one_may_go_back_to_is_kept(tmp_path):
+    run(*GUARDED, "checkpoint.every=20", "prune.sparsity=0.9", "prune.guard.max_drop=100")
+    folder = tmp_path / "run" / "checkpoints"
+    kept = {path.name for path in folder.glob("step-*")}
+    for name in kept:
+        marks = read_json(folder / name / "state.json")["marks"]
+        newer = sorted(kept)[-3:]
+        if name in newer:
+            assert {f"step-{step:08d}" for step in marks.values()} <= kept, name
+
+
+def test_a_start_passes_over_a_checkpoint_whose_way_back_is_gone(tmp_path, capsys):
+    words = (*REWOUND, "prune.rounds.recovery=rewind_weights", "checkpoint.keep=9", "checkpoint.every=10")
+    run(*words)
+    status, folder = read_json("run/status.json"), tmp_path / "run" / "checkpoints"
+    (tmp_path / "run" / "status.json").write_text(json.dumps({**status, "state": "preempted"}))
+    shutil.rmtree(folder / "step-00000020")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([str(DIGITS), "run.dir=run", *words]) == 1
+    assert "none of the checkpoints" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, capsys):
+    run(*ROUNDS)
+    newest = tmp_path / "run" / "checkpoints" / (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
+    state = json.dumps({**read_json(newest / "state.json"), "format": 1}, indent=2)
+    (newest / "state.json").write_text(state)
+    manifest = read_json(newest / "manifest.json")
+    manifest["state.json"] = {"bytes": len(state), "sha256": hashlib.sha256(state.encode()).hexdigest()}
+    (newest / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    (tmp_path / "run" / "status.json").unlink()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([str(DIGITS), "run.dir=run", *ROUNDS]) == 2
+    assert "written by another version of distprune" in capsys.readouterr().err
+
+
+def test_a_guard_that_never_tries_again_is_warned_of(capsys):
+    assert command(["plan", str(DIGITS), *GUARDED, "prune.guard.min_step=0.9"]) == 0
+    assert "is not tried again" in " ".join(capsys.readouterr().out.split())
