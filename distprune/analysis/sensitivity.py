@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile
@@ -35,10 +36,11 @@ from distprune.training.stopping import Stopped, Stopper
 C10D: Any = dist  # torch's stores have no types
 
 Evaluate = Callable[[], EvalResult]
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def print_sensitivity(path: str, overrides: Sequence[str], sparsities: str, out: str | None) -> None:
-    """Measure what is not in the folder yet, write sensitivity.json, its picture and allocation.yaml, print a table.
+    """Measure what is not in the folder yet, write sensitivity.json, its picture and the allocation, print a table.
 
     Called on all ranks, each of which holds the whole model.
 
@@ -78,12 +80,12 @@ def print_sensitivity(path: str, overrides: Sequence[str], sparsities: str, out:
             return evaluate(model, batches(), accelerator.autocast, accelerator.device, look, alone=True)
 
         stopper.listen()
-        _measure(trials, known, tensors, evaluate_alone, folder, accelerator)
+        _measure(trials, known, tensors, evaluate_alone, look, folder, accelerator)
         if accelerator.is_main_process:
             found = _conclude(folder.results(), trials, tensors, config)
             write_figures(found, folder)
-            draw(found, folder)
             write_allocation(found, folder, path)
+            draw(found, folder)
             print_table(found, folder, [path, *overrides])
     finally:
         folder.release()
@@ -122,6 +124,28 @@ class Turns:
             yield turn
             self._store.add("done", 1)
 
+    def wait(self, look: Callable[[], None]) -> None:
+        """Until all are done, by whichever rank.
+
+        No collective: its time limit would end the wait for an evaluation that takes long. A rank that dies is for the
+        launcher to see, which ends the others.
+
+        Args:
+            look: called meanwhile; what it raises ends the wait.
+
+        Raises:
+            Stopped: another rank has stopped.
+        """
+        while self.done < self._count:
+            look()
+            if self._store.check(["stopped"]):
+                raise Stopped(self._store.get("stopped").decode())
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def stop(self, why: str) -> None:
+        """Tell the ranks that wait."""
+        self._store.set("stopped", why)
+
     @property
     def done(self) -> int:
         """How many all ranks have done."""
@@ -142,7 +166,7 @@ def _check(
             faults.append("model.weights: nothing to measure; name trained weights")
         out = out or f"{Path(config.run.dir or '')}-sensitivity"
         if levels and config.prune.sparsity > levels[-1]:
-            faults.append(_too_few(config.prune.sparsity, levels[-1], sparsities))
+            faults.append(_too_few(config.prune.sparsity, levels))
     folder = SensitivityFolder(out or "")
     if (fault := folder.unwritable()) is not None:
         faults.append(fault)
@@ -170,12 +194,13 @@ def _levels(text: str) -> tuple[list[float], list[str]]:
     return sorted(levels), faults
 
 
-def _too_few(sparsity: float, most: float, sparsities: str) -> str:
+def _too_few(sparsity: float, levels: Sequence[float]) -> str:
     digits = 2 - math.floor(math.log10(1 - sparsity))
     higher = round(1 - (1 - sparsity) / 2, digits)
+    words = ",".join(f"{level:g}" for level in (*levels, higher))
     return (
-        f"prune.sparsity: {sparsity} is above {most:g}, the most that layers reach as far as they are measured; add a "
-        f"higher one: --sparsities {sparsities},{higher}"
+        f"prune.sparsity: {sparsity} is above {levels[-1]:g}, the most that layers reach as far as they are measured; "
+        f"add a higher one: --sparsities {words}"
     )
 
 
@@ -240,6 +265,7 @@ def _measure(
     known: set[Trial],
     tensors: Sequence[Prunable],
     evaluate_alone: Evaluate,
+    look: Callable[[], None],
     folder: SensitivityFolder,
     accelerator: Accelerator,
 ) -> None:
@@ -260,9 +286,12 @@ def _measure(
             if progress is not None:
                 row = {"prune/sparsity": trial.sparsity, "eval/top1": result.top1}
                 progress.log({"trainer/step": before + turns.done + 1, **row})
-        accelerator.wait_for_everyone()
+        turns.wait(look)
         if progress is not None:
             progress.log({"trainer/step": len(trials)})
+    except Stopped as stop:
+        turns.stop(str(stop))
+        raise
     finally:
         if progress is not None:
             progress.finish(None)
@@ -300,6 +329,7 @@ def _conclude(
             tuple(tensor.weight.shape),
             {level: results[Trial(tensor.name, level)] for level in levels[tensor.name]},
             allocation.sparsities[tensor.name],
+            tensor.numel - int(tensor.weight.count_nonzero()),
         )
         for tensor in tensors
     }

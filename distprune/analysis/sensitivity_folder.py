@@ -44,10 +44,9 @@ class SensitivityFolder(Folder):
         """All that was measured."""
         return self.path / "sensitivity.json"
 
-    @property
-    def allocation(self) -> Path:
-        """The sparsity of each layer."""
-        return self.path / "allocation.yaml"
+    def allocation(self, sparsity: float) -> Path:
+        """The sparsity of each layer, for that of the model. One file for each: a run may still go on with another."""
+        return self.path / f"allocation-{sparsity:g}.yaml"
 
     @property
     def heat_map(self) -> Path:
@@ -89,9 +88,10 @@ class SensitivityFolder(Folder):
             text = path.read_text(encoding="utf-8", errors="replace")
             whole = text[: text.rfind("\n") + 1]
             for line in whole.splitlines():
-                with suppress(json.JSONDecodeError):  # damaged on the disk, and made again
+                with suppress(ValueError, KeyError, TypeError):  # damaged on the disk, and made again
                     row = json.loads(line)
-                    found[Trial(row["layer"], row["sparsity"])] = EvalResult(row["top1"], row["loss"], row["samples"])
+                    top1, loss, samples = float(row["top1"]), float(row["loss"]), int(row["samples"])
+                    found[Trial(row["layer"], float(row["sparsity"]))] = EvalResult(top1, loss, samples)
             if mend and whole != text:
                 self.write_text(path.name, whole)
         return found

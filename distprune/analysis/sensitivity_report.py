@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -20,11 +20,12 @@ DECIMALS = 12
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer of `shape` costs alone at each sparsity, and the sparsity that it should get."""
+    """What a layer of `shape` costs alone at each sparsity, the sparsity that it should get, and its zeros before."""
 
     shape: tuple[int, ...]
     results: dict[float, EvalResult]
     allocated: float
+    zeros: int = 0
 
     @property
     def weights(self) -> int:
@@ -69,7 +70,7 @@ def write_figures(found: Sensitivity, folder: SensitivityFolder) -> None:
             "pruned": [
                 {
                     "sparsity": level,
-                    "zeros": round(level * layer.weights),
+                    "zeros": max(layer.zeros, round(level * layer.weights)),
                     "loss": result.loss if math.isfinite(result.loss) else None,
                     "top1": result.top1,
                     "drop": found.drop(layer, level),
@@ -85,7 +86,7 @@ def write_figures(found: Sensitivity, folder: SensitivityFolder) -> None:
 
 
 def write_allocation(found: Sensitivity, folder: SensitivityFolder, config: str) -> None:
-    """Write allocation.yaml for prune.allocation: layer -> sparsity."""
+    """Write allocation-SPARSITY.yaml for prune.allocation: layer -> sparsity."""
     head = [
         f"Sparsity of each layer, {found.target:g} over all {found.weights:,} weights, by distprune sensitivity for",
         f"{config}. Pruned alone, by magnitude and without training, each layer raises the loss by",
@@ -94,7 +95,7 @@ def write_allocation(found: Sensitivity, folder: SensitivityFolder, config: str)
     ]
     sparsities = {name: round(layer.allocated, DECIMALS) for name, layer in found.layers.items()}
     text = "".join(f"# {line}\n" for line in head) + yaml.safe_dump(sparsities, sort_keys=False, width=1000)
-    folder.write_text(folder.allocation.name, text)
+    folder.write_text(folder.allocation(found.target).name, text)
 
 
 def shown(name: str) -> str:
@@ -105,27 +106,42 @@ def shown(name: str) -> str:
 def print_table(found: Sensitivity, folder: SensitivityFolder, words: Sequence[str]) -> None:
     """Print the accuracy that each layer costs, the files, and what to do next with the configuration of `words`."""
     console = Console(highlight=False)
-    table = Table(
-        title=f"Points of top-1 lost by each layer pruned alone; dense: {found.dense.top1:.2f} %",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
-        pad_edge=False,
-    )
-    table.add_column("layer", overflow="fold")
-    for level in found.levels:
-        table.add_column(f"{level:g}", justify="right", no_wrap=True)
-    table.add_column("gets", justify="right", no_wrap=True)
-    for name, layer in found.layers.items():
-        drops = [f"{found.drop(layer, level):.2f}" for level in found.levels]
-        table.add_row(shown(name), *drops, f"{layer.allocated:.4f}")
-    console.print(table)
+    columns = {
+        f"{level:g}": [f"{found.drop(layer, level):.2f}" for layer in found.layers.values()] for level in found.levels
+    }
+    columns["gets"] = [f"{layer.allocated:.4f}" for layer in found.layers.values()]
+    title = f"Points of top-1 lost by each layer pruned alone; dense: {found.dense.top1:.2f} %"
+    for heads in _that_fit(columns, [shown(name) for name in found.layers], console.width):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+        table.add_column("layer", overflow="fold")
+        for head in heads:
+            table.add_column(head, justify="right", no_wrap=True)
+        for name, *cells in zip(found.layers, *(columns[head] for head in heads), strict=True):
+            table.add_row(shown(name), *cells)
+        console.print(table)
+        title = ""
     console.print(
         f"gets: {found.target:g} over all {found.weights:,} weights, where no layer alone raises the loss by more than "
         f"{found.increase:.4g} (dense: {found.dense.loss:.4g})"
     )
-    for path in (folder.figures, folder.heat_map, folder.allocation):
+    allocation = folder.allocation(found.target)
+    for path in (folder.figures, folder.heat_map, allocation):
         console.print(f"  {path}", soft_wrap=True, markup=False)
     console.print("\nNext:")
-    command = ["accelerate", "launch", "-m", "distprune.train", *words, f"prune.allocation={folder.allocation}"]
+    command = ["accelerate", "launch", "-m", "distprune.train", *words, f"prune.allocation={allocation}"]
     console.print(f"  {shlex.join(command)}", soft_wrap=True, markup=False)
+
+
+def _that_fit(columns: Mapping[str, Sequence[str]], names: Sequence[str], width: int) -> Iterator[list[str]]:
+    """The heads of columns in lots that fit beside the names into so many characters."""
+    edges, between = 2, 2
+    room = width - min(max(map(len, ("layer", *names))), width // 2) - edges
+    lot, taken = list[str](), 0
+    for head, cells in columns.items():
+        needed = between + max(len(head), *map(len, cells))
+        if lot and taken + needed > room:
+            yield lot
+            lot, taken = [], 0
+        lot.append(head)
+        taken += needed
+    yield lot

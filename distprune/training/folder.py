@@ -82,6 +82,6 @@ class Folder:
     def _read_json(self, name: str) -> dict[str, Any] | None:
         try:
             content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         return content if isinstance(content, dict) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distprune.config.schema import Config, Length, Phase, PhaseName, Phases
 from distprune.errors import ConfigError
@@ -116,8 +116,15 @@ def make_timetable(config: Config, steps_per_epoch: int) -> Timetable:
     if not spans:
         raise ConfigError("phases: all are shorter than one optimizer step; give one of them steps")
     if config.prune.rounds is not None:
-        return _with_rounds(config, {span.name: span for span in spans}, steps_per_epoch)
-    return Timetable(tuple(spans), _pruning(config, ends, steps_per_epoch))
+        timetable = _with_rounds(config, {span.name: span for span in spans}, steps_per_epoch)
+    else:
+        timetable = Timetable(tuple(spans), _pruning(config, ends, steps_per_epoch))
+    taught = [] if config.distill is None else config.distill.phases
+    if taught and not any(span.name in taught for span in timetable.spans):
+        doubt = f"distill.phases: there is no phase {' or '.join(taught)} of some length, so the teacher never teaches"
+        pruning = timetable.pruning
+        return replace(timetable, pruning=replace(pruning, warnings=(*pruning.warnings, doubt)))
+    return timetable
 
 
 def _with_rounds(config: Config, phases: dict[PhaseName, Span], steps_per_epoch: int) -> Timetable:

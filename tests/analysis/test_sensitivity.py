@@ -71,7 +71,7 @@ def test_figures_are_those_of_a_loop_over_plain_torch(measure, weights):
 
 def test_the_allocation_is_for_the_sparsity_of_the_configuration(measure):
     assert measure("--out", "out", "prune.sparsity=0.87") == 0
-    text = Path("out/allocation.yaml").read_text()
+    text = Path("out/allocation-0.87.yaml").read_text()
     assert text.startswith("# Sparsity of each layer, 0.87 over all 38,160 weights, by distprune sensitivity for\n")
     shares, layers = yaml.safe_load(text), read_json("out/sensitivity.json")["layers"]
     assert list(shares) == LAYERS
@@ -99,7 +99,7 @@ def test_the_terminal_shows_a_table_and_the_next_command(measure, weights, monke
         f"model.weights={weights}",
         "run.dir=runs/one",
         "run.seed=3",
-        "prune.allocation=runs/one-sensitivity/allocation.yaml",
+        "prune.allocation=runs/one-sensitivity/allocation-0.9.yaml",
     ]
     header = next(line for line in lines if line.split()[:1] == ["layer"])
     assert header.split() == ["layer", "0.5", "0.7", "0.8", "0.9", "0.95", "0.98", "0.99", "gets"]
@@ -170,6 +170,44 @@ def test_what_is_damaged_is_measured_again(measure, capsys):
     assert capsys.readouterr().err.count("evaluation ") == 1 + len(lines) - 20
     assert Path("out/sensitivity.json").read_bytes() == figures
     assert sorted(results.read_text().splitlines()[-10:]) == sorted([lines[10].rstrip(), *before.splitlines()[20:]])
+
+
+def test_rows_that_are_no_results_are_passed_over(measure):
+    assert measure("--out", "out", "--sparsities", "0.5,0.95") == 0
+    before = Path("out/sensitivity.json").read_bytes()
+    rows = Path("out/sensitivity-rank-00000.jsonl")
+    kept = "".join(rows.read_text().splitlines(keepends=True)[:-1])
+    strange = [
+        "12",
+        '{"layer": "0.weight", "sparsity": 0.5}',
+        '{"layer": [1], "sparsity": 1, "top1": 1, "loss": 1, "samples": 1}',
+    ]
+    rows.write_text(kept + "".join(f"{row}\n" for row in strange))
+    assert measure("--out", "out", "--sparsities", "0.5,0.95") == 0
+    assert Path("out/sensitivity.json").read_bytes() == before
+
+
+def test_zeros_that_were_there_before_are_counted(measure, weights, tmp_path):
+    state = load_file(weights)
+    state["8.weight"][:, ::4] = 0
+    save_file(state, tmp_path / "sparse.safetensors")
+    assert measure("--out", "out", "--sparsities", "0.1,0.95", weights=tmp_path / "sparse.safetensors") == 0
+    layer = read_json("out/sensitivity.json")["layers"]["8.weight"]
+    before = int((state["8.weight"] == 0).sum())
+    assert before >= layer["weights"] // 4
+    assert [row["zeros"] for row in layer["pruned"]] == [before, round(0.95 * layer["weights"])]
+
+
+@pytest.mark.parametrize("width", [30, 50])
+def test_a_narrow_terminal_gets_whole_names_and_figures(measure, monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert measure("--out", "out") == 0
+    table = capsys.readouterr().out.split("gets:")[0]
+    assert "\u2026" not in table
+    heads = [f"{level:g}" for level in DEFAULT] + ["gets"]
+    lines = [line.split() for line in table.splitlines()]
+    assert [word for line in lines if line[:1] == ["layer"] and line[1] in heads for word in line[1:]] == heads
+    assert max(map(len, table.splitlines())) <= width
 
 
 def test_a_folder_in_use_is_refused(measure, capsys):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from distprune.analysis.sensitivity import Turns
 from distprune.cli import main
+from distprune.training.stopping import Stopped
 from tests.analysis.conftest import nothing_left_behind
 from tests.jobs import DIGITS, ROOT
 from tests.training.runs import descendants, kill, run, when
@@ -51,7 +53,7 @@ def results():
 
 
 def outcome(folder="out"):
-    return [Path(folder, name).read_bytes() for name in ("sensitivity.json", "allocation.yaml")]
+    return [Path(folder, name).read_bytes() for name in ("sensitivity.json", "allocation-0.9.yaml")]
 
 
 def measured(count):
@@ -97,6 +99,17 @@ def test_a_stop_file_stops(start):
     code, output = start(0, once=when(measured(20), Path("out/stop").touch), send=0)
     assert code == 75, output
     assert "distprune: stopped by a stop file; the same command goes on" in output
+
+
+def test_a_rank_that_waits_ends_for_the_reason_of_the_other():
+    turns, told = Turns(1), []
+    turns.stop("stopped by a stop file")
+    with pytest.raises(Stopped, match="a stop file"):
+        turns.wait(lambda: told.append(1))
+    assert told == [1]
+    for _ in turns:
+        pass
+    turns.wait(lambda: None)
 
 
 def test_shards_are_refused(start):

@@ -100,3 +100,10 @@ def test_rewound_rounds_begin_where_they_are_told_to():
     assert [(s.begin, s.end) for s in table.spans] == [(0, 40), (40, 75), (75, 110)]
     assert table.rounds.rewind_to == 5
     assert [table.spans[2].lr(75 + step) for step in range(35)] == [table.spans[0].lr(5 + step) for step in range(35)]
+
+
+def test_a_teacher_who_never_teaches_is_warned_of():
+    (warning,) = timetable(
+        "phases.finetune={}", "distill.phases=[finetune]", "phases.prune={epochs: 9}"
+    ).pruning.warnings[1:]
+    assert "no phase finetune of some length" in warning
