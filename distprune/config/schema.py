@@ -237,6 +237,9 @@ class Prune(Section):
     a YAML file of one."""
     bounds: dict[str, Limit] = {}
     """Least and greatest sparsity of layers, by pattern as in include: {pattern: {min: 0.5, max: 0.9}}."""
+    pattern: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None
+    """N:M, such as 2:4: of each M weights along the input dimension N are kept; null for zeros anywhere. Layers whose
+    input dimension M does not divide stay dense, and prune.sparsity, 1 - N / M, counts the others."""
     min_weights: Annotated[int, Field(ge=0)] = 1
     """So many weights stay in every layer that has more; 0 lets layers be emptied."""
     every: Count = 100

@@ -10,6 +10,7 @@ from distprune.pruning.allocation import (
     UniformAllocation,
 )
 from distprune.pruning.limits import Bounds
+from distprune.pruning.patterns import NM
 from distprune.pruning.prunable import Prunable, Selection, find_prunable
 from distprune.pruning.pruner import LayerSparsity, Pruner, PruneReport
 from distprune.pruning.rounds import Attempt, RoundsSchedule
@@ -27,6 +28,7 @@ from distprune.pruning.scores import GradientScore, Movement, Piece, Random, Sco
 from distprune.pruning.threshold import NonFiniteError
 
 __all__ = [
+    "NM",
     "Allocation",
     "Attempt",
     "Bounds",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -82,6 +82,7 @@ def find_prunable(
     exclude: Sequence[str] = (),
     embeddings: bool = False,
     ranks: Ranks | None = None,
+    unfit: Callable[[torch.Size], str | None] | None = None,
 ) -> Selection:
     """Choose the tensors to prune.
 
@@ -96,6 +97,7 @@ def find_prunable(
         exclude: patterns of tensors to leave dense.
         embeddings: prune embedding tables, and weights tied to one, by default too.
         ranks: who prunes together; the default group where none is given.
+        unfit: why tensors of a shape (output, input, ...) must be left out, if they must.
 
     Raises:
         ValueError: a pattern matches nothing (with the nearest name), nothing is left to prune, or a tensor is
@@ -110,6 +112,7 @@ def find_prunable(
     chosen = [name for name in parameters if name in included]
     left_out |= {name: "not included" for name in default if name not in chosen}
     excluded = matching(exclude, parameters, default)
+    transposed = {id(m.weight) for m in model.modules() if isinstance(m, nn.modules.conv._ConvTransposeNd)}
     tensors: list[Prunable] = []
     offset = 0
     for name in chosen:
@@ -118,6 +121,10 @@ def find_prunable(
             left_out[name] = "excluded"
         elif not weight.requires_grad:
             left_out[name] = "frozen (requires_grad is False)"
+        elif unfit is not None and id(weight) in transposed:
+            left_out[name] = "of a transposed convolution, whose input dimension is the first"
+        elif unfit is not None and (why := unfit(weight.shape)) is not None:
+            left_out[name] = why
         else:
             tensors.append(Prunable(name, weight, offset, _part(name, weight, ranks)))
             offset += weight.numel()

@@ -19,6 +19,7 @@ from distprune.pruning.agreement import Copies, MaskMismatchError, checksum
 from distprune.pruning.allocation import Allocation, GlobalAllocation, LampAllocation
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.limits import Bounds, bounds_of, make_limits
+from distprune.pruning.patterns import NM
 from distprune.pruning.prunable import Prunable, find_prunable
 from distprune.pruning.schedule import Schedule
 from distprune.pruning.scorer import Scorer
@@ -88,11 +89,13 @@ class Pruner:
         bounds: the least and the greatest sparsity of tensors, by pattern as in `include`; met together with the
             budget. The least rises with the schedule, from 0 at sparsity 0.
         min_weights: so many weights stay in every tensor that has more, so that none is emptied.
+        pattern: where zeros may be, see `distprune.pruning.patterns`; the schedule must end with its sparsity, counted
+            over the tensors that fit it.
         group: the process group whose ranks prune together; None takes the default group.
 
     Raises:
         ValueError: see `find_prunable`; or the optimizer does not train what is to be pruned; or bounds and budget
-            cannot be met together.
+            cannot be met together, or the schedule does not end with the pattern in full.
     """
 
     def __init__(
@@ -108,10 +111,12 @@ class Pruner:
         allocation: Allocation = GLOBAL,
         bounds: Mapping[str, Bounds] = MappingProxyType({}),
         min_weights: int = 1,
+        pattern: NM | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._ranks = Ranks(group)
-        selection = find_prunable(model, include, exclude, embeddings, self._ranks)
+        unfit = None if pattern is None else pattern.unfit
+        selection = find_prunable(model, include, exclude, embeddings, self._ranks, unfit)
         self.tensors: tuple[Prunable, ...] = selection.tensors
         self.left_out: dict[str, str] = selection.left_out
         self.weights: int = selection.numel
@@ -127,7 +132,10 @@ class Pruner:
         self._scorer = Scorer(score, self.tensors)
         self._allocation = allocation
         self._bounds = bounds_of(self.tensors, bounds)
+        if pattern is not None:
+            self._bounds = [self._within(pattern, t.name, b) for t, b in zip(self.tensors, self._bounds, strict=True)]
         self._min_weights = min_weights
+        self._pattern = pattern
         self._check_budget()
         self._steps_done = 0
         self._steps_seen = -1
@@ -254,6 +262,7 @@ class Pruner:
         if k > before:
             cuts = self._find_thresholds(k, step)
             self._cut(cuts)
+            self._scorer.barred.clear()
             self._mask_optimizer_state()
         self._scorer.forget()
         self._verify(changed)
@@ -314,13 +323,36 @@ class Pruner:
         self._allocation.check(self.tensors, final)
         nothing = [0] * len(self.tensors)
         k = round(final * self.weights)
+        if self._pattern is not None:
+            self._check_pattern(self._pattern, k)
         make_limits(self.tensors, self._bounds, self._min_weights, nothing, k, k)
+
+    @staticmethod
+    def _within(pattern: NM, name: str, bounds: Bounds) -> Bounds:
+        if bounds.min > pattern.sparsity:
+            raise ValueError(
+                f"bounds: {name} is to have at least {bounds.min} sparsity, and {pattern.n}:{pattern.m} gives it "
+                f"{pattern.sparsity:g}"
+            )
+        return Bounds(bounds.min, min(bounds.max, pattern.sparsity))
+
+    def _check_pattern(self, pattern: NM, k: int) -> None:
+        if isinstance(self._allocation, LampAllocation):
+            raise ValueError("allocation: lamp weighs a layer as a whole, and a pattern its groups; take another")
+        for tensor in self.tensors:
+            pattern.check(tensor)
+        if k != (full := sum(pattern.zeros(t.numel) for t in self.tensors)):
+            raise ValueError(
+                f"the pattern {pattern.n}:{pattern.m} makes {full} of {self.weights} weights zero, a sparsity of "
+                f"{full / self.weights:g}; the schedule ends with {self.schedule.final:g}"
+            )
 
     def _find_thresholds(self, k: int, step: int) -> list[Threshold]:
         self._scorer.refuse_unobserved(step)
         self._lay_out_masks()
         self._scorer.lay_out()
         self.mask_weights()
+        self._bar()
         pruned = [t.numel - self._kept[t.name] for t in self.tensors]
         final = max(k, round(self.schedule.final * self.weights))
         limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final)
@@ -330,6 +362,17 @@ class Pruner:
         except NonFiniteError as error:
             what = "weights" if self._scorer.is_magnitude else "scores"
             raise NonFiniteError(f"{what} are NaN or infinite at step {step}: {error}; nothing was pruned") from None
+
+    def _bar(self) -> None:
+        """Find what the pattern keeps from going."""
+        self._scorer.barred.clear()
+        for tensor in self.tensors if self._pattern is not None else ():
+            mask = self.masks[tensor.name]
+            keys = torch.empty_like(mask, dtype=torch.int64)
+            for begin, end in chunks(0, mask.numel()):
+                flat(keys)[begin:end] = self._scorer.keys(tensor, flat(mask), begin, end)
+            assert self._pattern is not None
+            self._scorer.barred[tensor.name] = flat(self._pattern.barred(keys, mask))
 
     def _held(self) -> tuple[str, ...]:
         least = self._min_weights

@@ -8,6 +8,7 @@ from distprune.config.schema import Config, Prune
 from distprune.entries import imported
 from distprune.errors import ConfigError, reason
 from distprune.pruning import (
+    NM,
     Allocation,
     Bounds,
     CosineSchedule,
@@ -99,6 +100,11 @@ def make_allocation(prune: Prune) -> Allocation:
         "lamp": LampAllocation(),
     }
     return known[prune.allocation]
+
+
+def make_pattern(prune: Prune) -> NM | None:
+    """`prune.pattern`."""
+    return None if prune.pattern is None else NM.parse(prune.pattern)
 
 
 def make_bounds(prune: Prune) -> dict[str, Bounds]:

@@ -29,7 +29,7 @@ from distprune.training.features import FeatureLoss, Projections, Taps, feature_
 from distprune.training.held_out import HeldOut
 from distprune.training.images import Images
 from distprune.training.liveness import Liveness
-from distprune.training.methods import make_allocation, make_bounds, make_score
+from distprune.training.methods import make_allocation, make_bounds, make_pattern, make_score
 from distprune.training.nonfinite import LossWatch
 from distprune.training.phases import Span, Timetable, make_timetable
 from distprune.training.ramps import lay_out, stretch
@@ -343,6 +343,7 @@ def make_pruner(
             allocation=make_allocation(prune),
             bounds=make_bounds(prune),
             min_weights=prune.min_weights,
+            pattern=make_pattern(prune),
         )
     except ConfigError:
         raise

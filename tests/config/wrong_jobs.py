@@ -399,4 +399,13 @@ ROUNDS = [
     ),
 ]
 
-CASES = [*KEYS, *COMBINATIONS, *MODELS, *FEATURES, *TRANSFORMS, *DATA, *PRUNING, *METHODS, *ROUNDS, *PLACES]
+PATTERNS = [
+    ("pattern that is none", ["prune.pattern=2by4"], ["prune.pattern", "2by4"]),
+    ("pattern that keeps all", ["prune.pattern='4:4'"], ["prune.pattern", "1 <= N < M"]),
+    ("pattern of another sparsity", ["prune.pattern='1:4'"], ["prune.sparsity", "0.5", "0.75"]),
+    ("pattern and lamp", ["prune.pattern='2:4'", "prune.allocation=lamp"], ["prune.allocation", "take another"]),
+    ("pattern and a guard", [*GUARDED, "prune.pattern='2:4'"], ["prune.guard", "prune.pattern"]),
+    ("pattern that nothing fits", ["prune.pattern='63:126'"], ["nothing to prune", "no multiple of 126"]),
+]
+
+CASES = [*KEYS, *COMBINATIONS, *MODELS, *FEATURES, *TRANSFORMS, *DATA, *PRUNING, *METHODS, *ROUNDS, *PATTERNS, *PLACES]

@@ -207,6 +207,15 @@ def test_plan_prints_what_a_run_would_do_and_writes_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_pattern_is_approached_and_whole_at_the_end():
+    rows = run("prune.pattern='2:4'", "prune.sparsity=0.5", "prune.every=20")
+    assert [row["prune/sparsity"] for row in rows if "prune/sparsity" in row][-1] == 0.5
+    assert len({row["prune/sparsity"] for row in rows if "prune/sparsity" in row}) >= 4, "step by step"
+    for name, weight in load_file("run/model.safetensors").items():
+        if weight.dim() == 2:
+            assert ((weight != 0).view(-1, 4).sum(1) == 2).all(), name
+
+
 def test_plan_shows_rounds(capsys):
     rounds = ["phases.prune={}", "prune.rounds.count=3", "phases.dense={epochs: 3}", "phases.finetune={epochs: 2}"]
     assert command(["plan", str(DIGITS), *LINEAR, *rounds]) == 0
