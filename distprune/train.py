@@ -205,6 +205,7 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     )
     if checkpoint is not None:
         progress.say(f"going on from step {begin}, {checkpoint.path}")
+        progress.know({"prune/sparsity": job.pruner.sparsity})
     for warning in job.timetable.pruning.warnings:
         logger.warning(warning)
 

@@ -148,13 +148,15 @@ def _rounds_faults(config: Config) -> list[str]:
     if prune.sparsity == 0:
         faults.append("prune.rounds: there is nothing to prune at prune.sparsity 0; leave it out, or raise that")
     if not is_empty(phases.prune):
-        faults.append("phases.prune: with prune.rounds there is no such phase; leave it out")
+        faults.append("phases.prune: with prune.rounds there is no such phase; leave it out, or set phases.prune={}")
     needed, other = ("finetune", None) if rounds.recovery == "finetune" else ("dense", "finetune")
     if is_empty(getattr(phases, needed)):
         what = "trains it" if rounds.recovery == "finetune" else "trains it once more"
         faults.append(f"phases.{needed}: has no length, and every round with recovery {rounds.recovery} {what}")
     if other is not None and not is_empty(getattr(phases, other)):
-        faults.append(f"phases.{other}: recovery {rounds.recovery} trains the phase dense instead; leave it out")
+        faults.append(
+            f"phases.{other}: recovery {rounds.recovery} trains the phase dense instead; leave it out, or set {{}}"
+        )
     if rounds.recovery == "finetune" and rounds.rewind_to is not None:
         faults.append("prune.rounds.rewind_to: recovery finetune does not rewind; leave it out")
     nowhere = rounds.rewind_to is None or (rounds.rewind_to.steps is None and rounds.rewind_to.epochs is None)

@@ -43,7 +43,7 @@ class Progress:
 
     def log(self, row: Row) -> None:
         """Bring the bar up to `row`, or print it as a line."""
-        self._shown.update({name: value for name, value in row.items() if name in SHOWN})
+        self.know(row)
         step = int(row["trainer/step"])
         if self._bar is not None:
             self._bar.set_postfix_str(self._text(self._shown), refresh=False)
@@ -53,6 +53,10 @@ class Progress:
             sticky = {name: self._shown[name] for name in ("prune/sparsity",) if name in self._shown}
             text = self._text({**sticky, **row})
             print(f"{self._unit} {step}/{self._steps()}  {text}{self._left(step)}", file=sys.stderr, flush=True)
+
+    def know(self, figures: Row) -> None:
+        """Take figures from before, to be shown with those to come."""
+        self._shown.update({name: value for name, value in figures.items() if name in SHOWN})
 
     def say(self, text: str) -> None:
         """Print one line, above the bar where there is one."""

@@ -148,6 +148,17 @@ def _with_rounds(config: Config, phases: dict[PhaseName, Span], steps_per_epoch:
         doubts.append(
             "prune.guard.min_step is more than half a round prunes: a round that is refused is not tried again"
         )
+    if prune.guard is not None and prune.guard.set is None:
+        doubts.append(
+            "prune.guard judges by data.eval_split, so the last accuracy is a little too good; name one of eval.sets "
+            "in prune.guard.set"
+        )
+    hot = config.distill is not None and config.distill.temperature != 1.0
+    if chosen.recovery != "finetune" and hot:
+        doubts.append(
+            "distill.temperature: rewound learning rates were those of a loss without a teacher, which a temperature T "
+            "multiplies by up to T^2; try 1.0, or set distill to null"
+        )
     rounds = Rounds(schedule, span.phase, span.key, rewind_to, chosen.recovery == "rewind_weights")
     return Timetable(dense, Pruning(schedule, begin, schedule.attempts[-1].begin, tuple(doubts)), rounds)
 

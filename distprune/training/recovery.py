@@ -69,13 +69,14 @@ class Recovery:
         begins = step == attempts[0].begin and not judged
         return ACCEPTED if begins or (judged and self._is_accepted(step)) else None
 
-    def judge(self, span: Span, dense: EvalResult, now: EvalResult) -> dict[str, float]:
+    def judge(self, span: Span, sparsity: float, dense: EvalResult, now: EvalResult) -> dict[str, float]:
         """Accept or refuse the attempt that ends here; figures for trackers.
 
         The counts come from all ranks; rank 0 decides, so that all do the same whatever their arithmetic.
 
         Args:
             span: of the attempt.
+            sparsity: of the model, counted.
             dense, now: evaluations before pruning and at the end of the attempt.
         """
         assert span.attempt is not None
@@ -83,7 +84,7 @@ class Recovery:
         drop, within = 100 * (before.correct - after.correct) / before.samples, True
         if self._guard is not None:
             (within,) = broadcast_object_list([self._keeps(before, after)])
-        outcome = Outcome(span.attempt.round, span.attempt.sparsity, after.top1, drop, within)
+        outcome = Outcome(span.attempt.round, sparsity, after.top1, drop, within)
         self._note(outcome)
         self._tell(outcome)
         figures = {"prune/round": float(outcome.round)}
@@ -113,6 +114,8 @@ class Recovery:
         """At the end: if the last round was refused, take the run back to where that began; whether it was."""
         if refused := bool(self.outcomes) and not self.outcomes[-1].accepted:
             self._run_state.roll_back(ACCEPTED)
+            if not any(outcome.accepted for outcome in self.outcomes):
+                logger.warning("no round was within prune.guard: the model is dense")
         return refused
 
     def summary(self) -> dict[str, Any]:
@@ -146,7 +149,7 @@ class Recovery:
         if self._guard is None:
             logger.info(what)
             return
-        what += f", {outcome.drop:.2f} points below the dense model, where {self._guard.max_drop:g} are allowed"
+        what += f", {outcome.drop:.2f} points below the dense model (prune.guard allows {self._guard.max_drop:g})"
         if outcome.accepted:
             logger.info(f"{what}: accepted")
             return

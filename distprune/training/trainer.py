@@ -344,7 +344,7 @@ class Trainer:
         if span.attempt is not None:
             assert self.dense is not None
             assert self.last is not None
-            self._row |= self.recovery.judge(span, self.dense, self.last)
+            self._row |= self.recovery.judge(span, self.pruner.sparsity, self.dense, self.last)
 
     def _compare_replicas(self) -> None:
         if not compare_replicas(dict(unwrap(self.model).named_parameters()), self.step):

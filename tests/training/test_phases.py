@@ -107,3 +107,11 @@ def test_a_teacher_who_never_teaches_is_warned_of():
         "phases.finetune={}", "distill.phases=[finetune]", "phases.prune={epochs: 9}"
     ).pruning.warnings[1:]
     assert "no phase finetune of some length" in warning
+
+
+def test_doubtful_rounds_are_warned_of():
+    rewound = ["phases.prune={}", "phases.finetune={}", "prune.rounds={count: 2, recovery: rewind_lr}"]
+    assert "T^2" in timetable(*rewound).pruning.warnings[0]
+    assert timetable(*rewound, "distill.temperature=1.0").pruning.warnings == ()
+    guarded = timetable("phases.prune={}", "prune.rounds={count: 2}", "prune.guard={max_drop: 1.0}")
+    assert "judges by data.eval_split" in guarded.pruning.warnings[0]

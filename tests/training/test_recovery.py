@@ -131,7 +131,7 @@ def test_a_round_outside_the_guard_is_rolled_back_wholly_and_the_sparsest_model_
     best = max((o for o in outcomes if o["accepted"]), key=lambda o: o["sparsity"], default=None)
     sparsity, top1 = (best["sparsity"], best["top1"]) if best else (0.0, summary["dense/top1"])
     assert summary["prune/zeros"] == round(sparsity * summary["prune/weights"])
-    assert summary["prune/target_sparsity"] == sparsity
+    assert summary["prune/sparsity"] == sparsity
     assert summary["eval/top1"] == top1, "evaluated again"
     assert summary["eval/top1_drop"] <= 5.0
     assert rows[-1]["eval/top1"] == top1
@@ -144,7 +144,9 @@ def test_with_nothing_within_the_guard_the_dense_model_is_left(capsys):
     _, summary = run(*GUARDED, "prune.guard.max_drop=0", "prune.sparsity=0.999", "prune.rounds.count=1")
     assert summary["prune/zeros"] == 0
     assert summary["eval/top1"] == summary["dense/top1"]
-    assert "a smaller step would be below min_step" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "a smaller step would be below min_step" in told
+    assert "no round was within prune.guard: the model is dense" in told
 
 
 def test_given_weights_are_guarded_from_the_first_step(tmp_path):
@@ -189,7 +191,7 @@ def test_the_guard_counts_samples():
     dense = EvalResult(91.73, 0.3, 10000)
     for correct, within in ((9163, True), (9162, False), (9173, True), (9300, True)):
         figures = recovery.judge(
-            recovery.ends_at(len(recovery.outcomes) + 1), dense, EvalResult(correct / 100, 0.3, 10000)
+            recovery.ends_at(len(recovery.outcomes) + 1), 0.5, dense, EvalResult(correct / 100, 0.3, 10000)
         )
         assert figures["guard/accepted"] == within
     assert schedule.outcomes == (True, False, True, True)
@@ -207,7 +209,7 @@ def test_exactly_what_may_be_lost_may_be_lost(samples, allowed):
         schedule = RoundsSchedule(final=0.9, begin=0, every=1, rounds=1)
         recovery = Recovery(Rounds(schedule, None, "", 0, False), Guard(max_drop=allowed), None)
         dense, now = (EvalResult(100 * (samples - wrong) / samples, 0.3, samples) for wrong in (7, 7 + lost + more))
-        assert recovery.judge(recovery.ends_at(1), dense, now)["guard/accepted"] == within
+        assert recovery.judge(recovery.ends_at(1), 0.5, dense, now)["guard/accepted"] == within
 
 
 def test_a_checkpoint_that_an_older_one_may_go_back_to_is_kept(tmp_path):
