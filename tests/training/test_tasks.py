@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distprune.config.schema import AlphaRamp, Phase, TemperatureRamp
+from distprune.pruning import RoundsSchedule
 from distprune.training.phases import Span
 from distprune.training.ramps import Ramp, lay_out, stretch
 from distprune.training.tasks import Classification, Distillation
@@ -81,11 +82,13 @@ def test_a_ramp_begins_and_ends_as_asked(shape, quarter):
 
 
 def test_a_ramp_goes_over_the_phases_that_are_taught_and_over_each_round_by_itself():
-    spans = [Span(name, begin, begin + 10, Phase()) for name, begin in (("dense", 0), ("prune", 10), ("finetune", 20))]
+    places = (("dense", 0), ("prune", 10), ("finetune", 20))
+    spans = [Span(name, begin, begin + 10, Phase(), f"phases.{name}") for name, begin in places]
     assert stretch(spans[1], spans, ["prune", "finetune"]) == (10, 29)
     assert stretch(spans[2], spans, ["finetune"]) == (20, 29)
     assert stretch(spans[0], spans, ["finetune", "dense"]) == (0, 29)
-    rounds = [spans[0], *(Span("finetune", 10 * n, 10 * n + 10, Phase(), n) for n in (1, 2))]
+    attempts = RoundsSchedule(0.9, begin=10, every=10, rounds=2).attempts
+    rounds = [spans[0], *(Span("finetune", a.begin, a.end, Phase(), "phases.finetune", 0, a) for a in attempts)]
     assert stretch(rounds[2], rounds, ["dense", "finetune"]) == (20, 29)
     assert stretch(rounds[0], rounds, ["dense", "finetune"]) == (0, 9)
 
