@@ -25,7 +25,7 @@ class Layer:
     shape: tuple[int, ...]
     results: dict[float, EvalResult]
     allocated: float
-    zeros: int = 0
+    zeros: int
 
     @property
     def weights(self) -> int:

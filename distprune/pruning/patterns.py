@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distprune.pruning.limits import Bounds
 from distprune.pruning.prunable import Prunable
 
 
@@ -55,25 +57,47 @@ class NM:
         """At the end, of a tensor of so many weights."""
         return numel // self.m * (self.m - self.n)
 
-    def unfit(self, shape: torch.Size) -> str | None:
-        """Why a tensor stays dense, or None where it does not."""
+    def unfit(self, shape: torch.Size, transposed: bool) -> str | None:
+        """Why a tensor stays dense, that of a transposed convolution or another; None where it does not."""
+        if transposed:
+            return "of a transposed convolution, whose input dimension is the first"
         if len(shape) < 2:
             return f"of {len(shape)} dimension, and {self.n}:{self.m} takes two"
         if shape[1] % self.m:
             return f"its input dimension {shape[1]} is no multiple of {self.m}"
         return None
 
-    def check(self, tensor: Prunable) -> None:
-        """Refuse shards that cut groups.
+    def within(self, name: str, bounds: Bounds) -> Bounds:
+        """Bounds of the tensor `name` that no group can exceed.
 
         Raises:
-            ValueError: it does.
+            ValueError: it is to be sparser than the pattern.
         """
-        if tensor.part.start[1] % self.m or tensor.part.shape[1] % self.m:
+        if bounds.min > self.sparsity:
             raise ValueError(
-                f"{tensor.name} is sharded along its input dimension, from {tensor.part.start[1]} on "
-                f"{tensor.part.shape[1]} of {tensor.part.whole[1]}, which cuts groups of {self.m}; shard it along "
-                "dimension 0, as FSDP2 does"
+                f"bounds: {name} is to have at least {bounds.min} sparsity, and {self.n}:{self.m} gives it "
+                f"{self.sparsity:g}"
+            )
+        return Bounds(bounds.min, min(bounds.max, self.sparsity))
+
+    def check(self, tensors: Sequence[Prunable], final: float) -> None:
+        """Refuse shards that cut groups, and a final sparsity that is not that of the pattern in full.
+
+        Raises:
+            ValueError: names the tensor, or both sparsities.
+        """
+        for tensor in tensors:
+            if tensor.part.start[1] % self.m or tensor.part.shape[1] % self.m:
+                raise ValueError(
+                    f"{tensor.name} is sharded along its input dimension, from {tensor.part.start[1]} on "
+                    f"{tensor.part.shape[1]} of {tensor.part.whole[1]}, which cuts groups of {self.m}; shard it along "
+                    "dimension 0, as FSDP2 does"
+                )
+        weights, full = sum(t.numel for t in tensors), sum(self.zeros(t.numel) for t in tensors)
+        if round(final * weights) != full:
+            raise ValueError(
+                f"the pattern {self.n}:{self.m} makes {full} of {weights} weights zero, a sparsity of "
+                f"{full / weights:g}; the schedule ends with {final:g}"
             )
 
     def barred(self, keys: Tensor, mask: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def find_prunable(
     exclude: Sequence[str] = (),
     embeddings: bool = False,
     ranks: Ranks | None = None,
-    unfit: Callable[[torch.Size], str | None] | None = None,
+    unfit: Callable[[torch.Size, bool], str | None] | None = None,
 ) -> Selection:
     """Choose the tensors to prune.
 
@@ -97,7 +97,8 @@ def find_prunable(
         exclude: patterns of tensors to leave dense.
         embeddings: prune embedding tables, and weights tied to one, by default too.
         ranks: who prunes together; the default group where none is given.
-        unfit: why tensors of a shape (output, input, ...) must be left out, if they must.
+        unfit: why tensors of a shape must be left out, if they must; told also whether it is that of a transposed
+            convolution, (input, output, ...) and not (output, input, ...).
 
     Raises:
         ValueError: a pattern matches nothing (with the nearest name), nothing is left to prune, or a tensor is
@@ -121,9 +122,7 @@ def find_prunable(
             left_out[name] = "excluded"
         elif not weight.requires_grad:
             left_out[name] = "frozen (requires_grad is False)"
-        elif unfit is not None and id(weight) in transposed:
-            left_out[name] = "of a transposed convolution, whose input dimension is the first"
-        elif unfit is not None and (why := unfit(weight.shape)) is not None:
+        elif unfit is not None and (why := unfit(weight.shape, id(weight) in transposed)) is not None:
             left_out[name] = why
         else:
             tensors.append(Prunable(name, weight, offset, _part(name, weight, ranks)))

@@ -133,7 +133,7 @@ class Pruner:
         self._allocation = allocation
         self._bounds = bounds_of(self.tensors, bounds)
         if pattern is not None:
-            self._bounds = [self._within(pattern, t.name, b) for t, b in zip(self.tensors, self._bounds, strict=True)]
+            self._bounds = [pattern.within(t.name, b) for t, b in zip(self.tensors, self._bounds, strict=True)]
         self._min_weights = min_weights
         self._pattern = pattern
         self._check_budget()
@@ -260,9 +260,11 @@ class Pruner:
             )
         before, cuts, changed = self.zeros, list[Threshold](), self._changed()
         if k > before:
-            cuts = self._find_thresholds(k, step)
-            self._cut(cuts)
-            self._scorer.barred.clear()
+            try:
+                cuts = self._find_thresholds(k, step)
+                self._cut(cuts)
+            finally:
+                self._scorer.barred.clear()
             self._mask_optimizer_state()
         self._scorer.forget()
         self._verify(changed)
@@ -313,8 +315,11 @@ class Pruner:
 
     def _check_budget(self) -> None:
         """Refuse what cannot be met at the end of the schedule, before anything is pruned."""
-        if isinstance(self._allocation, LampAllocation) and not self._scorer.is_magnitude:
-            raise ValueError("allocation: lamp scales magnitudes; it takes the score magnitude")
+        if isinstance(self._allocation, LampAllocation):
+            if not self._scorer.is_magnitude:
+                raise ValueError("allocation: lamp scales magnitudes; it takes the score magnitude")
+            if self._pattern is not None:
+                raise ValueError("allocation: lamp weighs a layer as a whole, and a pattern its groups; take another")
         if not isinstance(self.schedule, Schedule):
             raise ValueError(
                 f"{type(self.schedule).__name__} is no schedule: it needs `final`, `sparsity(step)`, `is_update(step)`"
@@ -324,35 +329,16 @@ class Pruner:
         nothing = [0] * len(self.tensors)
         k = round(final * self.weights)
         if self._pattern is not None:
-            self._check_pattern(self._pattern, k)
+            self._pattern.check(self.tensors, final)
         make_limits(self.tensors, self._bounds, self._min_weights, nothing, k, k)
-
-    @staticmethod
-    def _within(pattern: NM, name: str, bounds: Bounds) -> Bounds:
-        if bounds.min > pattern.sparsity:
-            raise ValueError(
-                f"bounds: {name} is to have at least {bounds.min} sparsity, and {pattern.n}:{pattern.m} gives it "
-                f"{pattern.sparsity:g}"
-            )
-        return Bounds(bounds.min, min(bounds.max, pattern.sparsity))
-
-    def _check_pattern(self, pattern: NM, k: int) -> None:
-        if isinstance(self._allocation, LampAllocation):
-            raise ValueError("allocation: lamp weighs a layer as a whole, and a pattern its groups; take another")
-        for tensor in self.tensors:
-            pattern.check(tensor)
-        if k != (full := sum(pattern.zeros(t.numel) for t in self.tensors)):
-            raise ValueError(
-                f"the pattern {pattern.n}:{pattern.m} makes {full} of {self.weights} weights zero, a sparsity of "
-                f"{full / self.weights:g}; the schedule ends with {self.schedule.final:g}"
-            )
 
     def _find_thresholds(self, k: int, step: int) -> list[Threshold]:
         self._scorer.refuse_unobserved(step)
         self._lay_out_masks()
         self._scorer.lay_out()
         self.mask_weights()
-        self._bar()
+        if self._pattern is not None:
+            self._bar(self._pattern)
         pruned = [t.numel - self._kept[t.name] for t in self.tensors]
         final = max(k, round(self.schedule.final * self.weights))
         limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final)
@@ -363,16 +349,14 @@ class Pruner:
             what = "weights" if self._scorer.is_magnitude else "scores"
             raise NonFiniteError(f"{what} are NaN or infinite at step {step}: {error}; nothing was pruned") from None
 
-    def _bar(self) -> None:
-        """Find what the pattern keeps from going."""
-        self._scorer.barred.clear()
-        for tensor in self.tensors if self._pattern is not None else ():
+    def _bar(self, pattern: NM) -> None:
+        """Find what the pattern keeps from going in this update."""
+        for tensor in self.tensors:
             mask = self.masks[tensor.name]
             keys = torch.empty_like(mask, dtype=torch.int64)
             for begin, end in chunks(0, mask.numel()):
                 flat(keys)[begin:end] = self._scorer.keys(tensor, flat(mask), begin, end)
-            assert self._pattern is not None
-            self._scorer.barred[tensor.name] = flat(self._pattern.barred(keys, mask))
+            self._scorer.barred[tensor.name] = flat(pattern.barred(keys, mask))
 
     def _held(self) -> tuple[str, ...]:
         least = self._min_weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, replace
 
 from distprune.config.schema import Config, Length, Phase, PhaseName, Phases
@@ -144,7 +145,9 @@ def _with_rounds(config: Config, phases: dict[PhaseName, Span], steps_per_epoch:
     least = {} if prune.guard is None else {"min_step": prune.guard.min_step}
     schedule = RoundsSchedule(prune.sparsity, begin, steps - rewind_to, chosen.count, **least)
     doubts = list[str]()
-    if prune.guard is not None and 1 - (1 - prune.sparsity) ** (0.5 / chosen.count) < prune.guard.min_step:
+    refused = copy(schedule)
+    refused.judge(False)
+    if prune.guard is not None and len(refused.attempts) == 1:
         doubts.append(
             "prune.guard.min_step is more than half a round prunes: a round that is refused is not tried again"
         )

@@ -9,9 +9,10 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from distprune.config.schema import Guard
+from distprune.pruning import Attempt
 from distprune.tracking.logs import logger
 from distprune.training.evaluation import EvalResult
-from distprune.training.phases import Rounds, Span
+from distprune.training.phases import Rounds
 from distprune.training.run_state import ACCEPTED, REWIND, RunState
 
 
@@ -66,25 +67,25 @@ class Recovery:
         if rounds is None or self._guard is None:
             return None
         attempts, judged = rounds.schedule.attempts, len(self.outcomes)
-        begins = step == attempts[0].begin and not judged
-        return ACCEPTED if begins or (judged and self._is_accepted(step)) else None
+        if not judged:
+            return ACCEPTED if step == attempts[0].begin else None
+        return ACCEPTED if self.outcomes[-1].accepted and step == attempts[judged - 1].end else None
 
-    def judge(self, span: Span, sparsity: float, dense: EvalResult, now: EvalResult) -> dict[str, float]:
-        """Accept or refuse the attempt that ends here; figures for trackers.
+    def judge(self, attempt: Attempt, sparsity: float, dense: EvalResult, now: EvalResult) -> dict[str, float]:
+        """Accept or refuse an attempt that is done; figures for trackers.
 
         The counts come from all ranks; rank 0 decides, so that all do the same whatever their arithmetic.
 
         Args:
-            span: of the attempt.
+            attempt: that is done.
             sparsity: of the model, counted.
             dense, now: evaluations before pruning and at the end of the attempt.
         """
-        assert span.attempt is not None
         before, after = (self._counted(result) for result in (dense, now))
         drop, within = 100 * (before.correct - after.correct) / before.samples, True
         if self._guard is not None:
             (within,) = broadcast_object_list([self._keeps(before, after)])
-        outcome = Outcome(span.attempt.round, sparsity, after.top1, drop, within)
+        outcome = Outcome(attempt.round, sparsity, after.top1, drop, within)
         self._note(outcome)
         self._tell(outcome)
         figures = {"prune/round": float(outcome.round)}
@@ -95,19 +96,19 @@ class Recovery:
         """Whether what a round prunes stays pruned."""
         return self._guard is None
 
-    def ends_at(self, step: int) -> Span | None:
+    def ends_at(self, step: int) -> Attempt | None:
         """The attempt that ends after `step` steps and is still to be judged."""
-        to_come = [] if self._rounds is None else self._rounds.spans[len(self.outcomes) :]
+        to_come = () if self._rounds is None else self._rounds.schedule.attempts[len(self.outcomes) :]
         return to_come[0] if to_come and to_come[0].end == step else None
 
-    def begin(self, span: Span) -> None:
+    def begin(self, attempt: Attempt) -> None:
         """Before a round prunes: if the one before it was refused, take the run back to where that began."""
-        if span.attempt is not None and span.attempt.again:
+        if attempt.again:
             self._run_state.roll_back(ACCEPTED)
 
-    def rewind(self, span: Span) -> None:
+    def rewind(self) -> None:
         """Once a round has pruned: take weights back to where it is to train from."""
-        if self._rounds is not None and self._rounds.rewinds_weights and span.attempt is not None:
+        if self._rounds is not None and self._rounds.rewinds_weights:
             self._run_state.rewind(REWIND)
 
     def roll_back_last(self) -> bool:
@@ -129,10 +130,6 @@ class Recovery:
         assert self._rounds is not None
         self.outcomes.append(outcome)
         self._rounds.schedule.judge(outcome.accepted)
-
-    def _is_accepted(self, step: int) -> bool:
-        assert self._rounds is not None
-        return self.outcomes[-1].accepted and self._rounds.schedule.attempts[len(self.outcomes) - 1].end == step
 
     def _counted(self, result: EvalResult) -> EvalResult:
         name = None if self._guard is None else self._guard.set

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from distprune.data.sampler import mix
-from distprune.pruning import NonFiniteError, Pruner, compare_replicas
+from distprune.pruning import Attempt, NonFiniteError, Pruner, compare_replicas
 from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
 from distprune.tracking.logs import logger
@@ -219,9 +219,9 @@ class Trainer:
         if span.attempt is not None and self.step == span.begin:
             self._log()
             self._is_ahead = True
-            self.recovery.begin(span)
+            self.recovery.begin(span.attempt)
             self._row |= self._update_masks()
-            self.recovery.rewind(span)
+            self.recovery.rewind()
         else:
             self._row |= self._update_masks()
         self._log()
@@ -276,7 +276,7 @@ class Trainer:
         if self.step < span.end:
             self._log()
         else:
-            self._judge(span)
+            self._judge(span.attempt)
 
     def _save_or_stop(self, span: Span) -> None:
         reason = self.stopper.after_step()
@@ -340,11 +340,11 @@ class Trainer:
         assert self.last is not None
         return self.last.figures()
 
-    def _judge(self, span: Span) -> None:
-        if span.attempt is not None:
+    def _judge(self, attempt: Attempt | None) -> None:
+        if attempt is not None:
             assert self.dense is not None
             assert self.last is not None
-            self._row |= self.recovery.judge(span, self.pruner.sparsity, self.dense, self.last)
+            self._row |= self.recovery.judge(attempt, self.pruner.sparsity, self.dense, self.last)
 
     def _compare_replicas(self) -> None:
         if not compare_replicas(dict(unwrap(self.model).named_parameters()), self.step):
@@ -356,8 +356,8 @@ class Trainer:
         self._row |= self._evaluate()
         if any(span.begin < self.step < span.end for span in self.timetable.spans):
             self._log()
-        if (judged := self.recovery.ends_at(self.step)) is not None:
-            self._judge(judged)
+        judged = self.recovery.ends_at(self.step)
+        self._judge(judged)
         if judged is not None or self.run_state.is_best(self._is_final, self._top1):
             self._save(None)
 
