@@ -19,6 +19,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,9 @@ class Checkpoints:
         Args:
             step: of the run.
             tensors: by name, plain or sharded; what several ranks hold is written by one of them.
-            state: JSON values.
-            marks: steps whose checkpoints are kept too, by a name that becomes that of a file which says so; `state`
-                holds them as "marks", and those that older checkpoints name stay as long as these do.
+            state: JSON values; "marks" is added to them.
+            marks: steps whose checkpoints are kept too, by a name that becomes that of a file which says so. Those that
+                an older checkpoint was saved with stay as long as it does.
 
         Raises:
             CheckpointError: it could not be written on some rank; those written before are whole.
@@ -92,7 +93,7 @@ class Checkpoints:
         partial = self._folder / f".{final.name}.partial"
         problem = self._try(lambda: self._prepare(partial))
         problem = problem or self._try(lambda: self._write(partial, tensors))
-        problem = problem or self._try(lambda: self._seal(partial, final, state))
+        problem = problem or self._try(lambda: self._seal(partial, final, {**state, "marks": dict(marks)}))
         if problem:
             self._try(lambda: self._discard(partial))
             raise CheckpointError(f"cannot write the checkpoint of step {step}: {problem}")
@@ -235,7 +236,8 @@ class Checkpoints:
         useless = [path for path in self._all() if path.name > newest or path.name in self._passed_over - {newest}]
         older = [path for path in self._all() if path not in useless and path.name not in marked]
         for path in older[: self._keep]:
-            marked |= {_name(step) for step in json.loads((path / STATE).read_text(encoding="utf-8"))["marks"].values()}
+            with suppress(*DAMAGE):  # nobody can go on from it
+                marked |= set(map(_name, json.loads((path / STATE).read_text(encoding="utf-8"))["marks"].values()))
         for path in useless + [path for path in older[self._keep :] if path.name not in marked]:
             shutil.rmtree(path)
         self._passed_over.clear()

@@ -124,7 +124,6 @@ class RunState:
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "config": self._config.model_dump(),
             "optimized": [name for name, _, p in self._parameters() if self._optimizer.state.get(p)],
-            "marks": marks,
             "best_top1": best_top1,
             "tracker_id": self._tracker_id(),
         }

@@ -56,6 +56,16 @@ def test_the_newest_and_the_marked_are_kept_and_later_ones_that_were_passed_over
     assert (checkpoints._folder / "best").read_text() == "step-00000001\n"
 
 
+def test_what_an_older_checkpoint_was_saved_with_stays_as_long_as_it_does(checkpoints):
+    for step, accepted in ((1, 1), (2, 1), (3, 3), (4, 3)):
+        save(checkpoints, step, {"accepted": accepted})
+    assert names(checkpoints) == ["accepted", "latest", *(f"step-{step:08d}" for step in (1, 2, 3, 4))]
+    assert checkpoints.newest().state["marks"] == {"accepted": 3}
+    (checkpoints._folder / "step-00000004" / "state.json").write_text("")  # damaged later, and not read since
+    save(checkpoints, 5, {"accepted": 3})
+    assert names(checkpoints) == ["accepted", "latest", *(f"step-{step:08d}" for step in (3, 4, 5))]
+
+
 def test_a_step_saved_again_replaces_what_was_saved_before(checkpoints):
     save(checkpoints, 1)
     checkpoints.save(2, {"w": torch.zeros(6)}, {"step": 2}, {})
