@@ -51,3 +51,11 @@ print(pruner.zeros == round(schedule.sparsity(10**9) * pruner.weights), bool(los
     ended = subprocess.run([sys.executable, "-c", page], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split() == ["True"] * 3
+
+
+@pytest.mark.parametrize(("block", "weights"), [(0, 17408), (1, 9472)], ids=["transformers", "lightning"])
+def test_the_python_of_the_page_on_integrations_prunes_to_90_percent(block, weights, tmp_path):
+    code = blocks("docs/integrations.md")[block]
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{round(0.9 * weights)} of {weights} weights are zero" in ended.stdout

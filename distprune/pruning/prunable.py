@@ -108,7 +108,7 @@ def find_prunable(
     reshard(model)
     model = unwrap(model)
     parameters = dict(model.named_parameters())
-    default, left_out = _prunable_by_default(model, embeddings)
+    default, left_out = prunable_by_default(model, embeddings)
     included = matching(include, parameters, default) if include else set(default)
     chosen = [name for name in parameters if name in included]
     left_out |= {name: "not included" for name in default if name not in chosen}
@@ -145,7 +145,7 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def _prunable_by_default(model: nn.Module, embeddings: bool) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+def prunable_by_default(model: nn.Module, embeddings: bool) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
     """Tensors by name in the order of `named_parameters()`, and those left out because of embeddings."""
     weights: set[int] = set()
     tables: set[int] = set()

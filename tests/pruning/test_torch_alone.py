@@ -12,9 +12,11 @@ ROOT = HERE.parent.parent
 FORBIDDEN = (
     "accelerate",
     "datasets",
+    "lightning",
     "pandas",
     "pyarrow",
     "pydantic",
+    "pytorch_lightning",
     "rich",
     "safetensors",
     "sklearn",
