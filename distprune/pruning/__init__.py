@@ -9,10 +9,11 @@ from distprune.pruning.allocation import (
     TableAllocation,
     UniformAllocation,
 )
+from distprune.pruning.holder import LayerSparsity, MaskHolder, PruneReport
 from distprune.pruning.limits import Bounds
 from distprune.pruning.patterns import NM
 from distprune.pruning.prunable import Prunable, Selection, find_prunable
-from distprune.pruning.pruner import LayerSparsity, Pruner, PruneReport
+from distprune.pruning.pruner import Pruner
 from distprune.pruning.rounds import Attempt, RoundsSchedule
 from distprune.pruning.schedule import (
     CosineSchedule,
@@ -42,6 +43,7 @@ __all__ = [
     "LampAllocation",
     "LayerSparsity",
     "LinearSchedule",
+    "MaskHolder",
     "MaskMismatchError",
     "Movement",
     "NonFiniteError",

@@ -59,9 +59,17 @@ class Scorer:
         return torch.where(finite, torch.where(barred[begin:end], highest, keys.clamp(max=highest - 1)), keys)
 
     def _keys(self, tensor: Prunable, mask: Tensor, begin: int, end: int) -> Tensor:
+        scores = self.scores(tensor, begin, end)
+        # Pruned weights are 0, and so are the keys of their magnitudes.
+        return self.format.keys(scores) if self.is_magnitude else self.format.keys(scores) * mask[begin:end]
+
+    def scores(self, tensor: Prunable, begin: int, end: int) -> Tensor:
+        """The scores of the elements from `begin` to `end` of this rank's part, in memory order (floats, 1-D).
+
+        Raises:
+            ValueError: the score gives another number of them.
+        """
         weight = flat(tensor.local)[begin:end]
-        if self.is_magnitude:  # pruned weights are 0, and so are their keys
-            return self.format.keys(weight.abs())
         observed = None
         if self._watching is not None:
             observed = flat(local(self.observed[tensor.name]))[begin:end]
@@ -69,7 +77,7 @@ class Scorer:
         scores = self._score(Piece(tensor, begin, weight, observed))
         if scores.shape != weight.shape:
             raise ValueError(f"the score of {tensor.name} has shape {tuple(scores.shape)}, not {tuple(weight.shape)}")
-        return self.format.keys(scores) * mask[begin:end]
+        return scores
 
     def value(self, key: int) -> float:
         """The score that `key` stands for; 0.0 for that of pruned weights."""
