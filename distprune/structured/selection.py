@@ -1,0 +1,171 @@
+"""What units are worth, and which go: alike on every rank, to the bit, whatever ranks hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distprune.pruning.collectives import Ranks
+from distprune.pruning.prunable import Prunable
+from distprune.pruning.scorer import Scorer
+from distprune.pruning.shards import flat
+from distprune.pruning.threshold import NonFiniteError
+from distprune.structured.channels import Channels
+
+Norm = Literal["l1", "l2"]
+
+
+def unit_scores(
+    scorer: Scorer, tensors: Sequence[Prunable], channels: Channels, present: Tensor, norm: Norm, ranks: Ranks
+) -> list[int]:
+    """The summed scores of all that says what a unit is worth, in a unit of their own (ints, one for each).
+
+    Sums of floats depend on their order, and so on how tensors are cut. These are sums of integers: of the scores as
+    multiples of a power of two, chosen so that no sum overflows. Each part of a tensor is counted by one of the ranks
+    that hold it.
+
+    Args:
+        scorer: of the model. Magnitudes count as they are (l1) or squared (l2).
+        tensors: as they are.
+        channels: of the model as it was made.
+        present: which units are in the tensors (bool).
+        norm: of magnitudes.
+        ranks: who prunes together.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite, on any rank.
+    """
+    scored = [tensor for tensor in tensors if any((tensor.name, dim) in channels.scored for dim in range(2))]
+    mine = [tensor for place, tensor in enumerate(scored) if tensor.part.copy == place % tensor.part.copies]
+    device = scored[0].local.device
+    # One more than a tensor says whether something in it is not finite.
+    extremes = torch.zeros(len(scored) + 1, dtype=torch.float64, device=device)
+    for place, tensor in enumerate(scored):
+        if tensor.part.copy == place % tensor.part.copies:
+            values = _values(scorer, tensor, norm)
+            extremes[place] = (~values.isfinite()).any()
+            if values.numel():
+                extremes[-1] = torch.maximum(extremes[-1], values.abs().nan_to_num().max())
+    *bad, largest = ranks.max(extremes).tolist()
+    if names := [tensor.name for tensor, flag in zip(scored, bad, strict=True) if flag]:
+        raise NonFiniteError(f"in {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+    elements = 2 * sum(tensor.numel for tensor in scored)
+    bits = 62 - math.ceil(math.log2(elements)) - math.frexp(largest)[1]
+    sums = torch.zeros(channels.units + 1, dtype=torch.int64, device=device)
+    for tensor in mine:
+        counts = torch.ldexp(_values(scorer, tensor, norm), torch.tensor(bits, device=device)).round_().long()
+        for dim, owner in channels.owners[tensor.name].items():
+            if (tensor.name, dim) in channels.scored:
+                there = channels.along(tensor.name, dim, present)
+                begin, length = tensor.part.start[dim], tensor.part.shape[dim]
+                owner = owner[there][begin : begin + length].to(device)
+                along = counts.sum([d for d in range(counts.dim()) if d != dim])
+                sums.index_add_(0, owner % len(sums), along)  # of no unit: the last
+    return ranks.sum(sums)[:-1].tolist()  # type: ignore[no-any-return]
+
+
+def _values(scorer: Scorer, tensor: Prunable, norm: Norm) -> Tensor:
+    """What each weight of this rank's part adds to the worth of its units (float64, shaped as it)."""
+    local = tensor.local
+    values = torch.empty_like(local, dtype=torch.float64)
+    scores = scorer.scores(tensor, 0, local.numel()).double()
+    flat(values).copy_(scores.square() if scorer.is_magnitude and norm == "l2" else scores)
+    return values
+
+
+def rank_units(channels: Channels, scores: Sequence[int], kept: Tensor, compare: Literal["global", "uniform"]) -> Tensor:
+    """The kept units in the order in which they go (int64, 1-D).
+
+    Args:
+        channels: of the model.
+        scores: of all units.
+        kept: which have not gone yet.
+        compare: global divides scores by the mean of those of their group that are left, and sorts all; uniform takes
+            the same share of every group.
+    """
+    keys: list[tuple[float, int]] = []
+    for group in channels.groups:
+        left = [unit for unit in range(group.begin, group.begin + group.size) if kept[unit]]
+        if compare == "global":
+            mean = sum(scores[unit] for unit in left) / len(left)
+            keys += [(scores[unit] / mean if mean else 0.0, -unit) for unit in left]
+        else:
+            # Of equal ones the later goes first, as everywhere.
+            order = sorted(left, key=lambda unit: (scores[unit], -unit))
+            gone = group.size - len(left)
+            keys += [((gone + place + 0.5) / group.size, -unit) for place, unit in enumerate(order)]
+    return torch.tensor([-unit for _, unit in sorted(keys)], dtype=torch.int64)
+
+
+class Limits:
+    """How few units each group may be left with, and by which steps.
+
+    Args:
+        channels: of the model.
+        least: channels that stay in every group that has more.
+        multiple: what is left is a multiple of so many channels, or all of the group.
+        most: by group, the largest share of units that may go.
+    """
+
+    def __init__(self, channels: Channels, least: int, multiple: int, most: Mapping[str, float]) -> None:
+        self._channels = channels
+        self._steps: list[int] = []
+        self._least: list[int] = []
+        for group in channels.groups:
+            step = multiple // math.gcd(multiple, group.width)
+            wanted = max(1, math.ceil(least / group.width), math.ceil(round(group.size * (1 - most.get(group.name, 1.0)), 9)))
+            self._steps.append(step)
+            self._least.append(min(group.size, math.ceil(wanted / step) * step))
+
+    def apply(self, order: Tensor, count: int, kept: Tensor) -> Tensor:
+        """What is left (bool) once the first `count` of `order` go of `kept`, as far as limits allow."""
+        left = kept.clone()
+        going = torch.zeros_like(kept)
+        going[order[:count]] = True
+        for group, step, least in zip(self._channels.groups, self._steps, self._least, strict=True):
+            here = int(kept[group.units].sum())
+            asked = here - int(going[group.units].sum())
+            # Not more than there is: a group whose size is no multiple keeps all until it loses enough.
+            leave = min(here, max(least, math.ceil(asked / step) * step))
+            mine = order[(order >= group.begin) & (order < group.begin + group.size)]
+            left[mine[: here - leave]] = False
+        return left
+
+    def held(self, kept: Tensor) -> tuple[str, ...]:
+        """The groups that are down to the least."""
+        return tuple(
+            group.name
+            for group, least in zip(self._channels.groups, self._least, strict=True)
+            if int(kept[group.units].sum()) <= least < group.size
+        )
+
+
+def choose(order: Tensor, kept: Tensor, limits: Limits, cost: Callable[[Tensor], int], budget: float) -> tuple[Tensor, int]:
+    """Let units go in `order` until what is left costs `budget`, as closely as whole units allow.
+
+    Args:
+        order: see `rank_units`.
+        kept: which units have not gone yet.
+        limits: see `Limits`.
+        cost: of what is left; it does not rise where more goes.
+        budget: what is left is to cost.
+
+    Returns:
+        What is left, and how many of `order` that took.
+    """
+    low, high = 0, len(order)  # the cost of the first is above the budget or it is the answer
+    if cost(limits.apply(order, 0, kept)) <= budget:
+        return kept.clone(), 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cost(limits.apply(order, middle, kept)) > budget:
+            low = middle
+        else:
+            high = middle
+    few, many = limits.apply(order, low, kept), limits.apply(order, high, kept)
+    # Of two that are as close the one that keeps more.
+    return (few, low) if cost(few) - budget <= abs(budget - cost(many)) else (many, high)
