@@ -127,18 +127,31 @@ def _traced_groups(model: nn.Module, example: Any) -> Iterator[_Group]:
     inside = {
         m for attention in model.modules() if isinstance(attention, nn.MultiheadAttention) for m in attention.modules()
     }
-    for traced in graph.get_all_groups():
-        if traced[0].dep.target.module in inside:
+    seen: set[nn.Module] = set()
+    for maker in list(graph.module2node):
+        if not isinstance(maker, (*_CONVOLUTIONS, nn.Linear)) or maker in seen | inside or _is_depthwise(maker):
             continue
-        maker = traced[0].dep.target.module
-        group = _Group(names[maker], len(traced[0].idxs))
-        for item in traced:
-            _link(group, item, names, graph.is_out_channel_pruning_fn(item.dep.handler))
-        if group.problem is None and not group.is_taken:
-            group.problem = "nothing in the model takes its channels: they are its outputs"
-        if group.problem is None and len(set(group.units())) == 1:
-            group.problem = "its channels can only go all together"
+        # Of one channel first: what cannot be removed is mostly reached by much else, and all of it a long list.
+        group = _follow(graph, maker, 1, names, seen)
+        if group.problem is None:
+            group = _follow(graph, maker, len(maker.weight), names, seen)
+            if not group.is_taken:
+                group.problem = "nothing in the model takes its channels: they are its outputs"
+            elif len(set(group.units())) == 1:
+                group.problem = "its channels can only go all together"
         yield group
+
+
+def _follow(graph: Any, maker: Any, channels: int, names: Mapping[nn.Module, str], seen: set[nn.Module]) -> _Group:
+    """What hangs on the first `channels` channels that `maker` makes; layers that make them too are `seen`."""
+    removes = graph.get_pruner_of_module(maker).prune_out_channels
+    group = _Group(names[maker], channels)
+    for item in graph.get_pruning_group(maker, removes, list(range(channels))):
+        is_output = graph.is_out_channel_pruning_fn(item.dep.handler)
+        if is_output and isinstance(item.dep.target.module, nn.Module):
+            seen.add(item.dep.target.module)
+        _link(group, item, names, is_output)
+    return group
 
 
 def _link(group: _Group, item: Any, names: Mapping[nn.Module, str], is_output: bool) -> None:
@@ -181,8 +194,7 @@ def _link_convolution(
     group: _Group, module: Any, name: str, is_output: bool, indices: list[int], roots: list[int]
 ) -> None:
     outputs, inputs = (1, 0) if module.transposed else (0, 1)
-    depthwise = module.groups == module.in_channels == module.out_channels and module.groups > 1
-    if depthwise:
+    if _is_depthwise(module):
         # Input and output at once. It makes nothing of its own.
         _add(group, module, name, "weight", 0, indices, roots, scored=True)
         _add(group, module, name, "bias", 0, indices, roots)
@@ -203,6 +215,10 @@ def _link_convolution(
         _tie(group, indices, roots, size)
         indices = [index % size for index in indices]
     _add(group, module, name, "weight", inputs, indices, roots, scored=True)
+
+
+def _is_depthwise(module: Any) -> bool:
+    return isinstance(module, _CONVOLUTIONS) and 1 < module.groups == module.in_channels == module.out_channels
 
 
 def _tie(group: _Group, indices: list[int], roots: list[int], size: int) -> None:

@@ -39,8 +39,8 @@ class ChannelPruner(MaskHolder):
         optimizer: its optimizer, bare or wrapped by accelerate.
         schedule: which fraction of the budget is gone at which step.
         channels: of the model, found before it was wrapped; see `find_channels`.
-        budget: what the schedule counts: units, parameters of the whole model, or its multiply-accumulates. It is met as
-            closely as whole units and limits allow.
+        budget: what the schedule counts: units, parameters of the whole model, or its multiply-accumulates. It is met
+            as closely as whole units and limits allow.
         score: what a weight is worth; that of a unit is the sum over the weights of all layers that make or take it and
             the factors of its normalisations, without biases.
         norm: of magnitudes: l2 sums squares, l1 absolute values.
@@ -52,8 +52,8 @@ class ChannelPruner(MaskHolder):
         group: the process group whose ranks prune together; None takes the default group.
 
     Raises:
-        ValueError: the optimizer does not train what is to be pruned, a setting lies outside its range, or limits do not
-            allow what the schedule ends with.
+        ValueError: the optimizer does not train what is to be pruned, a setting lies outside its range, or limits do
+            not allow what the schedule ends with.
     """
 
     def __init__(
@@ -159,8 +159,8 @@ class ChannelPruner(MaskHolder):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Which units are kept, as packed bits of each group, the place in the schedule, and what the score has observed;
-        tensors and ints only. What is in the model, `present`, is not part of it."""
+        """Which units are kept, as packed bits of each group, the place in the schedule, and what the score has
+        observed; tensors and ints only. What is in the model, `present`, is not part of it."""
         return {
             "steps_done": self._steps_done,
             "steps_seen": self._steps_seen,
@@ -266,8 +266,8 @@ class ChannelPruner(MaskHolder):
         most = 1 - self.cost(self._limits.apply(order, len(order), self.kept)) / self._dense
         if most < self.schedule.final:
             raise ValueError(
-                f"at most {most:.4f} of the {self.budget} can go with the channels that may be removed and what stays of "
-                f"each group, but {self.schedule.final:g} is asked for; `left_out` says what stays dense, and why"
+                f"at most {most:.4f} of the {self.budget} can go with the channels that may be removed and what stays "
+                f"of each group, but {self.schedule.final:g} is asked for; `left_out` says what stays dense, and why"
             )
 
 

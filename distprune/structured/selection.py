@@ -63,9 +63,9 @@ def unit_scores(
                 there = channels.along(tensor.name, dim, present)
                 begin, length = tensor.part.start[dim], tensor.part.shape[dim]
                 owner = owner[there][begin : begin + length].to(device)
-                along = counts.sum([d for d in range(counts.dim()) if d != dim])
+                along = counts.movedim(dim, 0).flatten(1).sum(1) if counts.dim() > 1 else counts
                 sums.index_add_(0, owner % len(sums), along)  # of no unit: the last
-    return ranks.sum(sums)[:-1].tolist()  # type: ignore[no-any-return]
+    return ranks.sum(sums)[:-1].tolist()
 
 
 def _values(scorer: Scorer, tensor: Prunable, norm: Norm) -> Tensor:
@@ -77,7 +77,9 @@ def _values(scorer: Scorer, tensor: Prunable, norm: Norm) -> Tensor:
     return values
 
 
-def rank_units(channels: Channels, scores: Sequence[int], kept: Tensor, compare: Literal["global", "uniform"]) -> Tensor:
+def rank_units(
+    channels: Channels, scores: Sequence[int], kept: Tensor, compare: Literal["global", "uniform"]
+) -> Tensor:
     """The kept units in the order in which they go (int64, 1-D).
 
     Args:
@@ -117,7 +119,9 @@ class Limits:
         self._least: list[int] = []
         for group in channels.groups:
             step = multiple // math.gcd(multiple, group.width)
-            wanted = max(1, math.ceil(least / group.width), math.ceil(round(group.size * (1 - most.get(group.name, 1.0)), 9)))
+            wanted = max(
+                1, math.ceil(least / group.width), math.ceil(round(group.size * (1 - most.get(group.name, 1.0)), 9))
+            )
             self._steps.append(step)
             self._least.append(min(group.size, math.ceil(wanted / step) * step))
 
@@ -144,7 +148,9 @@ class Limits:
         )
 
 
-def choose(order: Tensor, kept: Tensor, limits: Limits, cost: Callable[[Tensor], int], budget: float) -> tuple[Tensor, int]:
+def choose(
+    order: Tensor, kept: Tensor, limits: Limits, cost: Callable[[Tensor], int], budget: float
+) -> tuple[Tensor, int]:
     """Let units go in `order` until what is left costs `budget`, as closely as whole units allow.
 
     Args:
