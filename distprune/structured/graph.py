@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
 from torch_pruning.ops import OPTYPE
 
 from distprune.errors import reason
@@ -132,7 +133,7 @@ def _traced_groups(model: nn.Module, example: Any) -> Iterator[_Group]:
         if not isinstance(maker, (*_CONVOLUTIONS, nn.Linear)) or maker in seen | inside or _is_depthwise(maker):
             continue
         # Of one channel first: what cannot be removed is mostly reached by much else, and all of it a long list.
-        group = _follow(graph, maker, 1, names, seen)
+        group = _reach(graph, maker, names, seen) or _follow(graph, maker, 1, names, seen)
         if group.problem is None:
             group = _follow(graph, maker, len(maker.weight), names, seen)
             if not group.is_taken:
@@ -140,6 +141,35 @@ def _traced_groups(model: nn.Module, example: Any) -> Iterator[_Group]:
             elif len(set(group.units())) == 1:
                 group.problem = "its channels can only go all together"
         yield group
+
+
+def _reach(graph: Any, maker: Any, names: Mapping[nn.Module, str], seen: set[nn.Module]) -> _Group | None:
+    """A group that cannot be removed, if channels are reshaped on the way, found without following each of them.
+
+    Reshaped to and fro, as windows are in attention, one channel becomes many, and these again, without end.
+    """
+    node = graph.module2node[maker]
+    group, waiting, reached = (
+        _Group(names[maker], 1),
+        [(node, graph.get_pruner_of_module(maker).prune_out_channels)],
+        set(),
+    )
+    is_reshaped, outputs = False, {maker}
+    while waiting:
+        node, removes = waiting.pop()
+        for dependency in node.dependencies:
+            if dependency.is_triggered_by(removes) and dependency not in reached:
+                reached.add(dependency)
+                waiting.append((dependency.target, dependency.handler))
+                is_reshaped |= any(isinstance(m, _FlattenIndexMapping) for m in dependency.index_mapping)
+                is_output = graph.is_out_channel_pruning_fn(dependency.handler)
+                if is_output and isinstance(dependency.target.module, nn.Module):
+                    outputs.add(dependency.target.module)
+                _link(group, dependency, [], [], names, is_output)
+    if not is_reshaped or group.problem is None:
+        return None
+    seen |= outputs
+    return group
 
 
 def _follow(graph: Any, maker: Any, channels: int, names: Mapping[nn.Module, str], seen: set[nn.Module]) -> _Group:
@@ -150,13 +180,20 @@ def _follow(graph: Any, maker: Any, channels: int, names: Mapping[nn.Module, str
         is_output = graph.is_out_channel_pruning_fn(item.dep.handler)
         if is_output and isinstance(item.dep.target.module, nn.Module):
             seen.add(item.dep.target.module)
-        _link(group, item, names, is_output)
+        _link(group, item.dep, item.idxs, item.root_idxs, names, is_output)
     return group
 
 
-def _link(group: _Group, item: Any, names: Mapping[nn.Module, str], is_output: bool) -> None:
-    """Add to a group what hangs on it in one layer."""
-    module, kind, indices, roots = item.dep.target.module, item.dep.target.type, item.idxs, item.root_idxs
+def _link(
+    group: _Group,
+    dependency: Any,
+    indices: list[int],
+    roots: list[int],
+    names: Mapping[nn.Module, str],
+    is_output: bool,
+) -> None:
+    """Add to a group what hangs on it in one layer: `indices` of its channels, on the channels `roots` of the maker."""
+    module, kind = dependency.target.module, dependency.target.type
     if isinstance(module, nn.Parameter):
         group.problem = group.problem or f"a parameter of shape {tuple(module.shape)}, of no layer, hangs on it"
         return
