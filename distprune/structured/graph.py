@@ -141,6 +141,9 @@ def _traced_groups(model: nn.Module, example: Any) -> Iterator[_Group]:
             elif len(set(group.units())) == 1:
                 group.problem = "its channels can only go all together"
         yield group
+    for module, name in names.items():
+        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) and module not in graph.module2node and module not in inside:
+            yield _Group(name, 1, problem="it is not called as a layer, so nobody sees what hangs on it")
 
 
 def _reach(graph: Any, maker: Any, names: Mapping[nn.Module, str], seen: set[nn.Module]) -> _Group | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from distprune.pruning.prunable import reshard, unwrap
 from distprune.pruning.scorer import Scorer
 from distprune.pruning.shards import Part, local
 from distprune.structured.channels import Channels
-from distprune.structured.selection import Limits, Norm, choose, rank_units, unit_scores
+from distprune.structured.selection import Limits, Norm, along, choose, rank_units, unit_scores
 from distprune.structured.shrink import Kept, kept_of, note_kept, positions, resize, select
 
 Budget = Literal["channels", "params", "macs"]
@@ -120,6 +120,27 @@ class ChannelPruner(MaskHolder):
             gone = group.size - int(self.kept[group.units].sum())
             layers[group.name] = LayerSparsity((group.size,), gone, gone / group.size)
         return layers
+
+    def scored_parts(self) -> Iterator[tuple[Prunable, int, Tensor]]:
+        """What says what units are worth: tensors, dimensions, and the unit of each index on this rank (int64, on its
+        device, -1 for none)."""
+        for tensor in self.tensors:
+            for dim, owner in self.channels.owners[tensor.name].items():
+                if (tensor.name, dim) in self.channels.scored:
+                    there = self.channels.along(tensor.name, dim, self.present)
+                    begin, length = tensor.part.start[dim], tensor.part.shape[dim]
+                    yield tensor, dim, owner[there][begin : begin + length].to(tensor.local.device)
+
+    @torch.no_grad()
+    def unit_norms(self) -> Tensor:
+        """The L2 norm of all scored weights of each unit (float32, the same on every rank)."""
+        squares = torch.zeros(self.channels.units + 1, device=self.tensors[0].local.device)
+        for tensor, dim, owner in self.scored_parts():
+            if tensor.part.copy == 0 or not isinstance(tensor.weight, DTensor):
+                squares.index_add_(0, owner % len(squares), along(tensor.local.float().square(), dim))
+        if any(isinstance(tensor.weight, DTensor) for tensor in self.tensors):
+            self._ranks.sum(squares)
+        return squares[:-1].sqrt()
 
     def shrink(self) -> bool:
         """Remove what is pruned from parameters, buffers and optimizer state; whether there was anything to remove.
@@ -233,7 +254,7 @@ class ChannelPruner(MaskHolder):
         self._scorer.lay_out()
         self.mask_weights()
         try:
-            scores = unit_scores(self._scorer, self.tensors, self.channels, self.present, self._norm, self._ranks)
+            scores = unit_scores(self._scorer, list(self.scored_parts()), self.channels.units, self._norm, self._ranks)
         except NonFiniteError as error:
             what = "weights are" if self._scorer.is_magnitude else "scores are"
             raise NonFiniteError(f"{what} NaN or infinite at step {step}: {error}; nothing was pruned") from None

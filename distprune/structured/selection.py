@@ -20,9 +20,9 @@ Norm = Literal["l1", "l2"]
 
 
 def unit_scores(
-    scorer: Scorer, tensors: Sequence[Prunable], channels: Channels, present: Tensor, norm: Norm, ranks: Ranks
+    scorer: Scorer, parts: Sequence[tuple[Prunable, int, Tensor]], units: int, norm: Norm, ranks: Ranks
 ) -> list[int]:
-    """The summed scores of all that says what a unit is worth, in a unit of their own (ints, one for each).
+    """The summed scores of all that says what a unit is worth, as multiples of one number (ints, one for each).
 
     Sums of floats depend on their order, and so on how tensors are cut. These are sums of integers: of the scores as
     multiples of a power of two, chosen so that no sum overflows. Each part of a tensor is counted by one of the ranks
@@ -30,42 +30,41 @@ def unit_scores(
 
     Args:
         scorer: of the model. Magnitudes count as they are (l1) or squared (l2).
-        tensors: as they are.
-        channels: of the model as it was made.
-        present: which units are in the tensors (bool).
+        parts: tensors, dimensions, and the unit of each index on this rank; see `ChannelPruner.scored_parts`.
+        units: how many there are.
         norm: of magnitudes.
         ranks: who prunes together.
 
     Raises:
         NonFiniteError: a score is NaN or infinite, on any rank.
     """
-    scored = [tensor for tensor in tensors if any((tensor.name, dim) in channels.scored for dim in range(2))]
-    mine = [tensor for place, tensor in enumerate(scored) if tensor.part.copy == place % tensor.part.copies]
-    device = scored[0].local.device
-    # One more than a tensor says whether something in it is not finite.
-    extremes = torch.zeros(len(scored) + 1, dtype=torch.float64, device=device)
-    for place, tensor in enumerate(scored):
-        if tensor.part.copy == place % tensor.part.copies:
+    tensors = {tensor.name: tensor for tensor, _, _ in parts}
+    device = next(iter(tensors.values())).local.device
+    mine = {
+        name for place, (name, tensor) in enumerate(tensors.items()) if tensor.part.copy == place % tensor.part.copies
+    }
+    extremes = torch.zeros(len(tensors) + 1, dtype=torch.float64, device=device)  # the last is the largest score
+    for place, (name, tensor) in enumerate(tensors.items()):
+        if name in mine and tensor.local.numel():
             values = _values(scorer, tensor, norm)
             extremes[place] = (~values.isfinite()).any()
-            if values.numel():
-                extremes[-1] = torch.maximum(extremes[-1], values.abs().nan_to_num().max())
+            extremes[-1] = torch.maximum(extremes[-1], values.abs().nan_to_num().max())
     *bad, largest = ranks.max(extremes).tolist()
-    if names := [tensor.name for tensor, flag in zip(scored, bad, strict=True) if flag]:
+    if names := [name for name, flag in zip(tensors, bad, strict=True) if flag]:
         raise NonFiniteError(f"in {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
-    elements = 2 * sum(tensor.numel for tensor in scored)
-    bits = 62 - math.ceil(math.log2(elements)) - math.frexp(largest)[1]
-    sums = torch.zeros(channels.units + 1, dtype=torch.int64, device=device)
-    for tensor in mine:
-        counts = torch.ldexp(_values(scorer, tensor, norm), torch.tensor(bits, device=device)).round_().long()
-        for dim, owner in channels.owners[tensor.name].items():
-            if (tensor.name, dim) in channels.scored:
-                there = channels.along(tensor.name, dim, present)
-                begin, length = tensor.part.start[dim], tensor.part.shape[dim]
-                owner = owner[there][begin : begin + length].to(device)
-                along = counts.movedim(dim, 0).flatten(1).sum(1) if counts.dim() > 1 else counts
-                sums.index_add_(0, owner % len(sums), along)  # of no unit: the last
+    elements = sum(tensor.numel for tensor, _, _ in parts)
+    power = torch.tensor(62 - math.ceil(math.log2(elements)) - math.frexp(largest)[1], device=device)
+    sums = torch.zeros(units + 1, dtype=torch.int64, device=device)  # the last is of what belongs to no unit
+    for tensor, dim, owner in parts:
+        if tensor.name in mine:
+            counts = torch.ldexp(_values(scorer, tensor, norm), power).round_().long()
+            sums.index_add_(0, owner % len(sums), along(counts, dim))
     return ranks.sum(sums)[:-1].tolist()
+
+
+def along(values: Tensor, dim: int) -> Tensor:
+    """The sum of `values` over all dimensions but one (1-D)."""
+    return values.movedim(dim, 0).flatten(1).sum(1) if values.dim() > 1 else values
 
 
 def _values(scorer: Scorer, tensor: Prunable, norm: Norm) -> Tensor:
