@@ -18,7 +18,8 @@ import torch.distributed as dist
 from distprune.analysis.tables import print_summary
 from distprune.config import dump_config, load_config
 from distprune.errors import ConfigError, reason, remedy
-from distprune.pruning import MaskMismatchError, NonFiniteError, WeightMismatchError
+from distprune.pruning import MaskHolder, MaskMismatchError, NonFiniteError, WeightMismatchError
+from distprune.structured import ChannelPruner
 from distprune.tracking import JsonLines, Progress
 from distprune.tracking.logs import log_to_file, logger
 from distprune.training.checkpoint import Checkpoint, CheckpointError
@@ -31,10 +32,19 @@ from distprune.training.results import summarize, versions, write_tensors
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import Job, make_job
+from distprune.training.shrinking import ShrinkError
 from distprune.training.stopping import Stopped
 
 # Every rank meets these at the same place.
-EXPECTED = (ConfigError, NonFiniteError, MaskMismatchError, WeightMismatchError, DivergedError, CheckpointError)
+EXPECTED = (
+    ConfigError,
+    NonFiniteError,
+    MaskMismatchError,
+    WeightMismatchError,
+    DivergedError,
+    CheckpointError,
+    ShrinkError,
+)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 STOPPED_EARLY = 75
 
@@ -141,6 +151,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
         summary = summarize(
             job.model,
             job.pruner,
+            job.shrinking,
             trainer.dense or final,
             final,
             {
@@ -152,7 +163,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
                 "seed": job.config.run.seed,
             },
         )
-        write_tensors(folder, job.model, job.pruner)
+        write_tensors(folder, job.pruner, job.shrinking)
         if main_process:
             folder.write_json("summary.json", summary)
             job.trackers.finish(summary)
@@ -200,14 +211,20 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     job.trackers.add(progress)
     device = torch.cuda.get_device_name() if job.accelerator.device.type == "cuda" else job.accelerator.device.type
     progress.say(
-        f"{job.config.model.name}: {job.pruner.weights:,} prunable weights, to sparsity {job.config.prune.sparsity:g} "
-        f"in {job.timetable.steps:,} steps on {job.accelerator.num_processes} x {device}; run folder {folder.path}"
+        f"{job.config.model.name}: {_what_is_pruned(job.pruner)}, to sparsity {job.config.prune.sparsity:g} in {job.timetable.steps:,} steps on {job.accelerator.num_processes} x {device}; run folder {folder.path}"
     )
     if checkpoint is not None:
         progress.say(f"going on from step {begin}, {checkpoint.path}")
         progress.know({"prune/sparsity": job.pruner.sparsity})
     for warning in job.timetable.pruning.warnings:
         logger.warning(warning)
+
+
+def _what_is_pruned(pruner: MaskHolder) -> str:
+    if isinstance(pruner, ChannelPruner):
+        groups = len(pruner.channels.groups)
+        return f"{pruner.channels.units:,} prunable channels in {groups:,} groups, counted in {pruner.budget}"
+    return f"{pruner.weights:,} prunable weights"
 
 
 def _close_failed(job: Job, folder: RunFolder, error: BaseException) -> None:

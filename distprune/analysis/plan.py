@@ -14,6 +14,7 @@ from torch.optim import SGD
 from distprune.config import Config, dump_config, load_config
 from distprune.errors import ConfigError
 from distprune.pruning import GradientScore, LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
+from distprune.structured import ChannelPruner, Channels
 from distprune.training.checks import check_fit, check_teacher, rehearse
 from distprune.training.devices import make_accelerator
 from distprune.training.features import feature_widths, student_taps, teacher_taps
@@ -24,6 +25,7 @@ from distprune.training.phases import Timetable, make_timetable
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import (
+    find_prunable_channels,
     load_teachers,
     make_model,
     make_optimizer,
@@ -45,8 +47,10 @@ class Plan:
     images: tuple[int, int]
     """In the training and in the evaluation split."""
     classes: int
-    weights: int
-    """That can be pruned."""
+    counted: int
+    """Of which the sparsity is a fraction: prunable weights, or what channels cost."""
+    what: str
+    """It is: zeros, or the budget of channels."""
     left_out: dict[str, str]
     """Why parameters stay dense."""
     layers: dict[str, LayerSparsity]
@@ -89,16 +93,21 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
         taps = teacher_taps(config.distill, key, teacher.to(accelerator.device))
         taught[key] = check_teacher(teacher, taps, images, outputs, len(train.classes), accelerator, key)
     feature_widths(config.distill, student, dense, taught, len(images))
-    pruner = make_pruner(model, make_optimizer(model, config), timetable.pruning.schedule, config)
+    channels = find_prunable_channels(config, model, held_out.first_images())
+    pruner = make_pruner(model, make_optimizer(model, config), timetable.pruning.schedule, config, channels)
     return Plan(
         config,
         timetable,
         order.steps_per_epoch,
         (len(train), len(held_out.data)),
         len(train.classes),
-        pruner.weights,
+        *(
+            (pruner.cost(pruner.kept), pruner.budget)
+            if isinstance(pruner, ChannelPruner)
+            else (pruner.weights, "zeros")
+        ),
         dict(pruner.left_out),
-        _pruned_at_once(model, config),
+        _pruned_at_once(model, config, channels),
     )
 
 
@@ -122,7 +131,7 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     console.print(f"{plan.images[0]:,} training and {plan.images[1]:,} evaluation images, {plan.classes} classes")
     console.print(_phase_table(plan.timetable, plan.steps_per_epoch))
     if plan.config.prune.sparsity > 0:
-        console.print(_schedule_table(plan.timetable, plan.weights))
+        console.print(_schedule_table(plan.timetable, plan.counted, plan.what))
         console.print(_layer_table(plan.layers, plan.config))
     for name, reason in plan.left_out.items():
         console.print(f"left dense: {name}, {reason}", markup=False)
@@ -130,11 +139,11 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
         console.print(f"warning: {warning}", markup=False, style="yellow")
 
 
-def _pruned_at_once(model: nn.Module, config: Config) -> dict[str, LayerSparsity]:
+def _pruned_at_once(model: nn.Module, config: Config, channels: Channels | None) -> dict[str, LayerSparsity]:
     """What would be left of the starting weights; scores that look at gradients know nothing yet, so by magnitude."""
     at_once = OneShotSchedule(config.prune.sparsity)
     score = magnitude if _looks_at_gradients(config) else None
-    pruner = make_pruner(model, SGD(model.parameters()), at_once, config, score)
+    pruner = make_pruner(model, SGD(model.parameters()), at_once, config, channels, score)
     try:
         pruner.step()
     except NonFiniteError as error:
@@ -160,16 +169,16 @@ def _phase_table(timetable: Timetable, steps_per_epoch: int) -> Table:
     return table
 
 
-def _schedule_table(timetable: Timetable, weights: int) -> Table:
+def _schedule_table(timetable: Timetable, counted: int, what: str) -> Table:
     pruning, schedule = timetable.pruning, timetable.pruning.schedule
     updates = [step for step in range(pruning.begin, pruning.end + 1) if schedule.is_update(step)]
     table = Table(title=f"Sparsity, {len(updates):,} updates", title_justify="left")
-    for column in ("after step", "sparsity", "zeros"):
+    for column in ("after step", "sparsity", what if what == "zeros" else f"{what} gone"):
         table.add_column(column, justify="right")
     stride = max(1, (len(updates) - 1) // (SHOWN_UPDATES - 1))
     for step in sorted({*updates[::stride], updates[-1]}):
         sparsity = schedule.sparsity(step)
-        table.add_row(f"{step:,}", f"{sparsity:.6f}", f"{round(sparsity * weights):,} of {weights:,}")
+        table.add_row(f"{step:,}", f"{sparsity:.6f}", f"{round(sparsity * counted):,} of {counted:,}")
     return table
 
 
@@ -178,12 +187,15 @@ def _layer_table(layers: dict[str, LayerSparsity], config: Config) -> Table:
     how = " by magnitude" if _looks_at_gradients(config) else ""
     table = Table(title=f"Layers, if the {origin} weights were pruned at once{how}", title_justify="left")
     table.add_column("layer", overflow="fold")
-    for column in ("shape", "weights", "left", "sparsity"):
+    channels = config.prune.pattern == "channels"
+    for column in ("channels",) if channels else ("shape", "weights"):
+        table.add_column(column, justify="right")
+    for column in ("left", "sparsity"):
         table.add_column(column, justify="right")
     for name, layer in layers.items():
         weights = math.prod(layer.shape)
-        shape = " x ".join(map(str, layer.shape))
-        table.add_row(name, shape, f"{weights:,}", f"{weights - layer.zeros:,}", f"{layer.sparsity:.4f}")
+        shape = () if channels else (" x ".join(map(str, layer.shape)),)
+        table.add_row(name, *shape, f"{weights:,}", f"{weights - layer.zeros:,}", f"{layer.sparsity:.4f}")
     return table
 
 
@@ -192,6 +204,8 @@ def _doubts(config: Config, layers: dict[str, LayerSparsity], timetable: Timetab
     trained = config.model.weights is not None
     if not trained and timetable.spans[0].name != "dense":
         yield "an untrained model is pruned: name trained model.weights, or give phases.dense a length"
+    if config.prune.pattern == "channels":
+        return
     for name, layer in layers.items():
         weights = math.prod(layer.shape)
         least = config.prune.min_weights

@@ -15,17 +15,19 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Print what a person wants to know at the end of a run: accuracy, sparsity by layer, what to do next."""
     console = Console(highlight=False, soft_wrap=False)
     layers = Table(title="Pruned layers", title_justify="left")
+    channels = "prune/budget" in summary
     for column, justify in (
         ("layer", "left"),
-        ("shape", "left"),
-        ("zeros", "right"),
-        ("weights", "right"),
+        *(() if channels else (("shape", "left"),)),
+        ("gone" if channels else "zeros", "right"),
+        ("channels" if channels else "weights", "right"),
         ("sparsity", "right"),
     ):
         layers.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for name, layer in summary["prune/layers"].items():
         weights = math.prod(layer["shape"])
-        layers.add_row(name, _shape(layer["shape"]), f"{layer['zeros']:,}", f"{weights:,}", f"{layer['sparsity']:.4f}")
+        shape = () if channels else (_shape(layer["shape"]),)
+        layers.add_row(name, *shape, f"{layer['zeros']:,}", f"{weights:,}", f"{layer['sparsity']:.4f}")
     console.print(layers)
     figures = Table.grid(padding=(0, 2))
     sets = (
@@ -38,11 +40,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         ("final accuracy", _accuracy(summary["eval/top1"], summary["dense/top1"])),
         *sets,
         *_rounds(summary),
-        (
-            "sparsity",
-            f"{summary['prune/sparsity']:.6f}  ({summary['prune/zeros']:,} of {summary['prune/weights']:,} are zero)",
-        ),
-        ("parameters left", f"{summary['params/nonzero']:,} of {summary['params/total']:,}"),
+        *(_channels(summary) if channels else _weights(summary)),
         ("took", f"{summary['steps']:,} steps in {summary['wall_s']:.0f} s on {_ranks(summary['world_size'])}"),
         ("run folder", str(folder)),
     ):
@@ -50,11 +48,27 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(figures)
     console.print("\nNext:", highlight=False)
     console.print(f"  distprune evaluate {folder}", soft_wrap=True, markup=False)
-    console.print(f"  the weights, zeros in place, are {folder / 'model.safetensors'}", soft_wrap=True, markup=False)
+    what = "the weights" if summary.get("prune/shrinks") else "the weights, zeros in place,"
+    console.print(f"  {what} are {folder / 'model.safetensors'}", soft_wrap=True, markup=False)
 
 
 def _accuracy(now: float, dense: float) -> str:
     return f"{now:.2f} %  ({now - dense:+.2f} points)"
+
+
+def _weights(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield (
+        "sparsity",
+        f"{summary['prune/sparsity']:.6f}  ({summary['prune/zeros']:,} of {summary['prune/weights']:,} are zero)",
+    )
+    yield "parameters left", f"{summary['params/nonzero']:,} of {summary['params/total']:,}"
+
+
+def _channels(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "sparsity", f"{summary['prune/sparsity']:.6f} of the {summary['prune/budget']}"
+    for label, left, dense in (("parameters", "params/total", "params/dense"), ("MACs", "macs/left", "macs/dense")):
+        share = summary[left] / summary[dense]
+        yield f"{label} left", f"{summary[left]:,} of {summary[dense]:,}  ({100 * share:.1f} %)"
 
 
 def _rounds(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from distprune.config.schema import (
     SCHEDULES,
     SCORES,
     SGD,
+    Channels,
     Config,
     Length,
     Phase,
@@ -114,7 +115,9 @@ def _prune_faults(config: Config) -> list[str]:
                 f"prune.score: {prune.score} has seen no gradient when pruning begins; give phases.dense some steps "
                 "at a low rate"
             )
-    if prune.pattern is not None:
+    faults += _channel_faults(config)
+    if prune.pattern not in (None, "channels"):
+        assert prune.pattern is not None
         kept, size = map(int, prune.pattern.split(":"))
         if not 1 <= kept < size:
             faults.append(f"prune.pattern: {prune.pattern} must satisfy 1 <= N < M; 2:4 keeps two of each four")
@@ -127,6 +130,34 @@ def _prune_faults(config: Config) -> list[str]:
     for pattern, limit in prune.bounds.items():
         if limit.min > limit.max:
             faults.append(f"prune.bounds.{pattern}: min {limit.min} is above max {limit.max}")
+    return faults
+
+
+def _channel_faults(config: Config) -> list[str]:
+    prune, faults = config.prune, list[str]()
+    if prune.pattern != "channels":
+        if prune.channels != Channels():
+            faults.append("prune.channels: only for prune.pattern channels; set prune.pattern=channels")
+        return faults
+    if prune.allocation not in ("global", "uniform"):
+        faults.append("prune.allocation: channels are compared as global or uniform; take one of these")
+    if prune.min_weights != Prune(sparsity=0).min_weights:
+        faults.append("prune.min_weights: counts weights; of channels it is prune.channels.min_width")
+    if prune.embeddings:
+        faults.append("prune.embeddings: embeddings have no channels that can be removed; leave it out")
+    for pattern, limit in prune.bounds.items():
+        if limit.min > 0:
+            faults.append(f"prune.bounds.{pattern}.min: layers have no least sparsity in channels; give max only")
+    if prune.channels.shrink_every != 1 and prune.channels.shrink != "live":
+        faults.append(f"prune.channels.shrink_every: only for shrink live, not {prune.channels.shrink}")
+    if prune.channels.shrink == "live" and prune.rounds is not None:
+        faults.append("prune.channels.shrink: live removes what prune.rounds may have to bring back; take end")
+    if prune.channels.penalty > 0 and is_empty(config.phases.dense):
+        faults.append("prune.channels.penalty: works in the phase dense, which has no length; give it some steps")
+    if prune.channels.shrink != "never" and config.distill is not None and config.distill.features:
+        faults.append(
+            f"distill.features: their widths change with prune.channels.shrink {prune.channels.shrink}; take never"
+        )
     return faults
 
 

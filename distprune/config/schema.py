@@ -216,6 +216,27 @@ class Guard(Section):
     """The set that counts, one of eval.sets. Default: data.eval_split."""
 
 
+class Channels(Section):
+    """Of prune.pattern channels: what the sparsity counts, what stays of layers, and when channels are removed."""
+
+    budget: Literal["macs", "params", "channels"] = "macs"
+    """What prune.sparsity is a fraction of: multiply-accumulates, parameters of the whole model, or channels."""
+    norm: Literal["l2", "l1"] = "l2"
+    """Of the magnitudes of all weights that share a channel: sum of squares, or of absolute values."""
+    multiple: Count = 1
+    """What is left of a layer is a multiple of so many channels; some hardware likes 8."""
+    min_width: Count = 1
+    """So many channels stay in every layer that has more."""
+    shrink: Literal["end", "live", "never"] = "end"
+    """When channels are removed from weights and optimizer state. end: once prune.sparsity is reached; live: while it
+    rises too; never: they stay as zeros."""
+    shrink_every: Count = 1
+    """Updates of the masks between removals, of shrink live."""
+    penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a penalty in the dense phase that draws the weights of weak channels to 0 together (Fang et al. 2023);
+    5e-4 is usual."""
+
+
 class Prune(Section):
     """What is pruned, how far, and how fast."""
 
@@ -237,9 +258,12 @@ class Prune(Section):
     a YAML file of one."""
     bounds: dict[str, Limit] = {}
     """Least and greatest sparsity of layers, by pattern as in include: {pattern: {min: 0.5, max: 0.9}}."""
-    pattern: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None
-    """N:M, such as 2:4: of each M weights along the input dimension N are kept; null for zeros anywhere. Layers whose
-    input dimension M does not divide stay dense, and prune.sparsity, 1 - N / M, counts the others."""
+    channels: Channels = Channels()
+    """Of pattern channels."""
+    pattern: Annotated[str, Field(pattern=r"^(\d+:\d+|channels)$")] | None = None
+    """channels: whole channels, filters and attention heads, see prune.channels. N:M, such as 2:4: of each M weights
+    along the input dimension N are kept; layers whose input dimension M does not divide stay dense, and prune.sparsity,
+    1 - N / M, counts the others. null: zeros anywhere."""
     min_weights: Annotated[int, Field(ge=0)] = 1
     """So many weights stay in every layer that has more; 0 lets layers be emptied."""
     every: Count = 100

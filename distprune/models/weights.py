@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distprune.cache import cache_folder, is_offline
 from distprune.errors import ConfigError, MissingError, reason
+from distprune.structured.shrink import shrink_like
 
 ENVELOPES = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.")
@@ -28,15 +31,21 @@ def load_weights(model: nn.Module, source: str, key: str = "model.weights") -> N
     """Fill `model` from a .safetensors file, or from one that `torch.load(weights_only=True)` reads.
 
     `source` is what `local_file` takes. Envelopes (`state_dict`, `model`) and the prefixes of DDP and torch.compile are
-    taken off.
+    taken off. From a file of a model without some of its channels, as distprune writes it, the model loses them first.
 
     Raises:
         ConfigError: the file cannot be read, or keys or shapes do not fit; lists them. The model is unchanged.
         MissingError: see `local_file`.
     """
-    own = model.state_dict()
     path = local_file(source, key)
-    state = _strip(_read(path, key), own)
+    content, removed = _read(path, key)
+    if removed is not None:
+        try:
+            shrink_like(model, removed)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {path} does not fit {type(model).__name__}: {error}") from None
+    own = model.state_dict()
+    state = _strip(content, own)
     # A counter that checkpoints of old torch versions lack and that inference does not read.
     state = {n: own[n] for n in own if n.endswith("num_batches_tracked")} | state
     missing = sorted(own.keys() - state.keys())
@@ -100,9 +109,17 @@ def _torchvision_url(name: str, key: str) -> str:
         raise ConfigError(f"{key}: torchvision has no weights {name!r}: {error}") from None
 
 
-def _read(path: Path, key: str) -> dict[str, Tensor]:
+def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors by name, and which channels are left where some were removed."""
+    removed = None
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+            removed = json.loads(about["channels"]) if "channels" in about else None
+        else:
+            content = torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ConfigError(f"{key}: cannot read {path}: it holds other things than tensors") from None
     except (OSError, EOFError, RuntimeError, LookupError, ValueError, AttributeError, SafetensorError) as error:
@@ -114,7 +131,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise ConfigError(f"{key}: {path} holds no state_dict (tensors by name)")
-    return dict(content)
+    return dict(content), removed
 
 
 def _strip(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from distprune.pruning.scorer import Scorer
 from distprune.pruning.shards import Part, local
 from distprune.structured.channels import Channels
 from distprune.structured.selection import Limits, Norm, along, choose, rank_units, unit_scores
-from distprune.structured.shrink import Kept, kept_of, note_kept, positions, resize, select
+from distprune.structured.shrink import Kept, composed, kept_of, note_kept, positions, resize, select
 
 Budget = Literal["channels", "params", "macs"]
 
@@ -109,6 +109,11 @@ class ChannelPruner(MaskHolder):
         return 1 - self.cost(self.kept) / self._dense
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether ranks hold shards, from which nothing can be removed."""
+        return any(isinstance(tensor.weight, DTensor) for tensor in self.tensors)
+
+    @property
     def is_final(self) -> bool:
         """Whether the last update of the schedule is done."""
         return self._target == self.schedule.final
@@ -138,7 +143,7 @@ class ChannelPruner(MaskHolder):
         for tensor, dim, owner in self.scored_parts():
             if tensor.part.copy == 0 or not isinstance(tensor.weight, DTensor):
                 squares.index_add_(0, owner % len(squares), along(tensor.local.float().square(), dim))
-        if any(isinstance(tensor.weight, DTensor) for tensor in self.tensors):
+        if self.is_sharded:
             self._ranks.sum(squares)
         return squares[:-1].sqrt()
 
@@ -162,13 +167,12 @@ class ChannelPruner(MaskHolder):
         """
         if torch.equal(present, self.present):
             return False
-        if any(isinstance(tensor.weight, DTensor) for tensor in self.tensors):
+        if self.is_sharded:
             raise ValueError("shards cannot shrink; remove channels from the whole weights")
         where = positions(self.channels, self.present, present)
         resize(self._model, where, self._optimizer)
-        everything = torch.ones_like(present)
-        note_kept(self._model, self._made_as, positions(self.channels, everything, present))
         self.present = present.clone()
+        note_kept(self._model, self._left(present))
         self.kept &= present
         tensors = _tensors(self._model, self.channels, self._ranks)
         observed, observations = self._scorer.observed, self._scorer.observations
@@ -178,6 +182,11 @@ class ChannelPruner(MaskHolder):
         self._lay_masks()
         self._verify(self._changed())
         return True
+
+    def cut(self) -> tuple[Kept, Kept]:
+        """Which indices of the tensors in the model are to be left of them, without what is pruned, and which these are
+        in the model as it was made; for whole weights that were sharded."""
+        return positions(self.channels, self.present, self.kept), self._left(self.kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Which units are kept, as packed bits of each group, the place in the schedule, and what the score has
@@ -269,6 +278,9 @@ class ChannelPruner(MaskHolder):
         group = next(g for g in self.channels.groups if g.begin <= last < g.begin + g.size)
         mean = sum(scores[group.units]) / group.size
         return scores[last] / mean if mean else 0.0
+
+    def _left(self, units: Tensor) -> Kept:
+        return composed(self._made_as, positions(self.channels, torch.ones_like(units), units))
 
     def _lay_masks(self) -> None:
         """Make the masks of weights out of which units are kept."""

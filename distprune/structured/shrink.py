@@ -24,14 +24,19 @@ def kept_of(model: nn.Module) -> Kept:
     return kept
 
 
-def note_kept(model: nn.Module, before: Kept, where: Kept) -> None:
-    """Note what is left of a bare model: of what was left `before`, the indices `where`."""
+def note_kept(model: nn.Module, kept: Kept) -> None:
+    """Note what is left of a bare model, for `kept_of`."""
+    setattr(model, _KEPT, kept)
+
+
+def composed(before: Kept, where: Kept) -> Kept:
+    """Of what was left `before`, the indices `where`."""
     noted = {name: dict(dims) for name, dims in before.items()}
     for name, dims in where.items():
         mine = noted.setdefault(name, {})
         for dim, index in dims.items():
             mine[dim] = mine[dim][index] if dim in mine else index
-    setattr(model, _KEPT, noted)
+    return noted
 
 
 def layout(kept: Kept) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def shrink_like(model: nn.Module, layout: Mapping[str, Any]) -> None:
             if name not in shapes or dim >= len(shapes[name]) or int(index.max()) >= shapes[name][dim]:
                 raise ValueError(f"the channels that were removed are of another model: {name} has no such dimensions")
     resize(model, kept)
-    note_kept(model, {}, kept)
+    note_kept(model, kept)
 
 
 def positions(channels: Channels, before: Tensor, after: Tensor) -> Kept:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distprune.config.schema import Distill, Feature
 from distprune.errors import ConfigError
 from distprune.pruning.prunable import unwrap
+from distprune.training.student import Student
 
 
 class Taps:
@@ -122,7 +123,7 @@ class FeatureLoss:
         teachers: taps of each teacher.
         projections: as wrapped for training.
         projected: the numbers of the features that are projected.
-        model: the student as wrapped for training.
+        model: the student.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class FeatureLoss:
         teachers: Sequence[Taps],
         projections: nn.Module,
         projected: Collection[str],
-        model: nn.Module,
+        model: Student,
     ) -> None:
         self._features = features
         self._student = student
@@ -153,9 +154,10 @@ class FeatureLoss:
         """The sum for the batch that was just watched, a scalar."""
         own, theirs = self._student.take(), [taps.take() for taps in self._teachers]
         pairs = [align(own[f.student], theirs[f.of][f.teacher]) for f in self._features]
-        if isinstance(self._projections, DistributedDataParallel) and isinstance(self._model, DistributedDataParallel):
+        model = self._model.wrapped
+        if isinstance(self._projections, DistributedDataParallel) and isinstance(model, DistributedDataParallel):
             # Of several micro-batches the last averages gradients over ranks; no_sync tells the student which it is.
-            self._projections.require_backward_grad_sync = self._model.require_backward_grad_sync
+            self._projections.require_backward_grad_sync = model.require_backward_grad_sync
         rows = {str(index): student.flatten(0, 1) for index, (student, _) in enumerate(pairs)}
         rows |= self._projections({index: rows[index] for index in self._projected})
         losses = [

@@ -28,6 +28,8 @@ from distprune.pruning import (
     UniformAllocation,
     magnitude,
 )
+from distprune.pruning.prunable import matching
+from distprune.structured import Channels
 
 GRADUAL: dict[str, Callable[[float, int, int, int, float], Schedule]] = {
     "cubic": CubicSchedule,
@@ -104,7 +106,21 @@ def make_allocation(prune: Prune) -> Allocation:
 
 def make_pattern(prune: Prune) -> NM | None:
     """`prune.pattern`."""
-    return None if prune.pattern is None else NM.parse(prune.pattern)
+    return None if prune.pattern in (None, "channels") else NM.parse(prune.pattern or "")
+
+
+def make_most(prune: Prune, channels: Channels) -> dict[str, float]:
+    """The largest share of each group of channels that may go, of `prune.bounds`, whose patterns name what makes them.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    makers = {maker: group.name for group in channels.groups for maker in group.makers}
+    most: dict[str, float] = {}
+    for pattern, limit in prune.bounds.items():
+        for maker in matching([pattern], makers, makers):
+            most[makers[maker]] = min(limit.max, most.get(makers[maker], 1.0))
+    return most
 
 
 def make_bounds(prune: Prune) -> dict[str, Bounds]:

@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 
 from distprune.config import Config
 from distprune.errors import ConfigError
-from distprune.pruning import MaskMismatchError, Pruner
+from distprune.pruning import MaskHolder, MaskMismatchError
 from distprune.tracking.logs import logger
 from distprune.training.buffers import sync_buffers
 from distprune.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, Writing
 from distprune.training.nonfinite import refuse_nonfinite
+from distprune.training.shrinking import Shrinking
 
 # What may change between the starts of one run. All else decides what comes out of it.
 FREE = (
@@ -28,7 +29,7 @@ FREE = (
 )  # fmt: skip
 
 
-FORMAT = 2
+FORMAT = 3
 """Of what is in a checkpoint beside tensors; counts up when that changes."""
 ACCEPTED, REWIND = "accepted", "rewind"
 """Marks of checkpoints that a run may have to go back to."""
@@ -44,6 +45,7 @@ class RunState:
         beside: what trains beside it and is no part of it: the bare projections between features.
         optimizer: its torch optimizer.
         pruner: the masks and the place in the schedule.
+        shrinking: which channels are in the model.
         checkpoints: where to write.
         tracker_id: the id of the run with its tracker, once there is one.
     """
@@ -55,7 +57,8 @@ class RunState:
         model: nn.Module,
         beside: nn.Module,
         optimizer: Optimizer,
-        pruner: Pruner,
+        pruner: MaskHolder,
+        shrinking: Shrinking,
         checkpoints: Checkpoints,
         tracker_id: Callable[[], str | None],
     ) -> None:
@@ -66,6 +69,7 @@ class RunState:
         self._beside = beside
         self._optimizer = optimizer
         self._pruner = pruner
+        self._shrinking = shrinking
         self._checkpoints = checkpoints
         self._tracker_id = tracker_id
         self._failures = 0
@@ -121,6 +125,7 @@ class RunState:
             "pruner": {name: value for name, value in pruned.items() if isinstance(value, int)},
             "mask_digest": self._pruner.mask_digest,
             "zeros": self._pruner.zeros,
+            "shrinking": self._shrinking.state(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "config": self._config.model_dump(),
             "optimized": [name for name, _, p in self._parameters() if self._optimizer.state.get(p)],
@@ -234,6 +239,7 @@ class RunState:
     def _load(self, checkpoint: Checkpoint, place: dict[str, int]) -> None:
         """Fill everything from `checkpoint`; `place` is the place in the schedule, where it is another."""
         state = checkpoint.state
+        self._shrinking.restore(state["shrinking"])
         pruned = self._pruner.state_dict()
         self._materialize_optimizer_state(set(state["optimized"]))
         self._checkpoints.load(checkpoint, self._tensors(self._trained(), pruned))

@@ -19,8 +19,8 @@ from distprune.data import Order
 from distprune.data.sampler import mix
 from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
-from distprune.pruning import Pruner, Schedule, Score
-from distprune.pruning.prunable import unwrap
+from distprune.pruning import MaskHolder, Pruner, Schedule, Score
+from distprune.structured import ChannelPruner, Channels, GroupPenalty, find_channels, kept_of
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
 from distprune.training.checks import check_fit, check_teacher, rehearse
@@ -29,17 +29,19 @@ from distprune.training.features import FeatureLoss, Projections, Taps, feature_
 from distprune.training.held_out import HeldOut
 from distprune.training.images import Images
 from distprune.training.liveness import Liveness
-from distprune.training.methods import make_allocation, make_bounds, make_pattern, make_score
+from distprune.training.methods import make_allocation, make_bounds, make_most, make_pattern, make_score
 from distprune.training.nonfinite import LossWatch
 from distprune.training.phases import Span, Timetable, make_timetable
 from distprune.training.ramps import lay_out, stretch
 from distprune.training.recovery import Recovery
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import RunState
+from distprune.training.shrinking import Shrinking
 from distprune.training.stopping import Stopper
+from distprune.training.student import Student
 from distprune.training.tasks import Classification, Distillation, Task
 from distprune.training.trainer import Trainer
-from distprune.training.whole import plain_state
+from distprune.training.whole import metadata, plain_state
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
@@ -120,8 +122,8 @@ class Tasks:
 
     Args:
         config: of the run.
-        model: the student as wrapped for training.
-        student: taps of it.
+        student: the model.
+        taps: of it.
         pruner: knows whether it is pruned already.
         spans: of the run.
         classes: of the data.
@@ -135,17 +137,17 @@ class Tasks:
     def __init__(
         self,
         config: Config,
-        model: nn.Module,
-        student: Taps,
-        pruner: Pruner,
+        student: Student,
+        taps: Taps,
+        pruner: MaskHolder,
         spans: Sequence[Span],
         classes: int,
         accelerator: Accelerator,
         folder: RunFolder,
     ) -> None:
         self._config = config
-        self._model = model
         self._student = student
+        self._taps = taps
         self._pruner = pruner
         self._spans = spans
         self._classes = classes
@@ -174,10 +176,10 @@ class Tasks:
             key: check_teacher(teacher, taps, images, outputs, self._classes, self._accelerator, key)
             for key, (teacher, taps) in self._teachers.items()
         }
-        widths = feature_widths(self._config.distill, self._student, dense, taught, len(images))
+        widths = feature_widths(self._config.distill, self._taps, dense, taught, len(images))
         torch.manual_seed(mix(self._config.run.seed, len(widths)))
         self.projections = Projections(widths)
-        self._wrapped = wrap_projections(self.projections, self._model, optimizer, self._accelerator)
+        self._wrapped = wrap_projections(self.projections, self._student.wrapped, optimizer, self._accelerator)
 
     def for_span(self, span: Span) -> Task:
         """What is learnt in the phase `span`."""
@@ -187,15 +189,15 @@ class Tasks:
             # Now, before the student is first pruned, whichever phase has the teacher.
             self._add(dense, self._from_student())
         if distill is None or span.name not in distill.phases:
-            return Classification(self._model, accelerator.autocast, smoothing)
+            return Classification(self._student, accelerator.autocast, smoothing)
         teachers, taps = zip(*(self._teachers[key] for key in distill.teachers), strict=True)
         steps = stretch(span, self._spans, distill.phases)
         alpha, temperature = (lay_out(value, *steps) for value in (distill.alpha, distill.temperature))
         features = FeatureLoss(
-            distill.features, self._student, taps, self._wrapped, self.projections.own_widths, self._model
+            distill.features, self._taps, taps, self._wrapped, self.projections.own_widths, self._student
         )
         return Distillation(
-            self._model, teachers, alpha, temperature, accelerator.autocast, smoothing,
+            self._student, teachers, alpha, temperature, accelerator.autocast, smoothing,
             features if distill.features else None,
         )  # fmt: skip
 
@@ -211,9 +213,9 @@ class Tasks:
         if not there and self._pruner.zeros:
             raise CheckpointError(f"the dense teacher {self._folder.teacher} is gone, and the model is pruned already")
         if not there:
-            weights = plain_state(unwrap(self._model), self._accelerator.process_index)
+            weights = plain_state(self._student.bare, self._accelerator.process_index)
             if self._accelerator.is_main_process:
-                self._folder.write_tensors(self._folder.teacher.name, weights, {})
+                self._folder.write_tensors(self._folder.teacher.name, weights, metadata(kept_of(self._student.bare)))
         self._accelerator.wait_for_everyone()
         model = build_model(self._config.model.name, self._config.model.args, self._classes)
         load_weights(model, str(self._folder.teacher), "distill.teacher")
@@ -227,13 +229,14 @@ class Job:
     config: Config
     accelerator: Accelerator
     trainer: Trainer
-    pruner: Pruner
+    pruner: MaskHolder
     model: nn.Module
     tasks: Tasks
     timetable: Timetable
     trackers: Trackers
     run_state: RunState
     recovery: Recovery
+    shrinking: Shrinking
     stopper: Stopper
     liveness: Liveness
 
@@ -258,24 +261,30 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     if not is_sharded(accelerator):  # else every rank's part is moved alone
         place(bare, config, accelerator)
     outputs = check_fit(bare, held_out.images.first_images(), classes, accelerator)
-    model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
+    channels = find_prunable_channels(config, bare, held_out.images.first_images())
+    wrapped, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
     images, labels = train.first_samples()
-    student, dense = student_taps(config.distill, bare)
-    with student, dense:
-        rehearse(model, images, labels, classes, accelerator)
+    once = partial(rehearse, images=images, labels=labels, classes=classes, accelerator=accelerator)
+    student = Student(bare, wrapped, accelerator, config.run.compile, once)
+    taps, dense = student_taps(config.distill, bare)
+    with taps, dense:
+        student.prepare()
     dense.remove()
-    if config.run.compile:
-        bare.compile()
-    pruner = make_pruner(model, optimizer, timetable.pruning.schedule, config)
-    tasks = Tasks(config, model, student, pruner, timetable.spans, classes, accelerator, folder)
+    pruner = make_pruner(wrapped, optimizer, timetable.pruning.schedule, config, channels)
+    tasks = Tasks(config, student, taps, pruner, timetable.spans, classes, accelerator, folder)
     tasks.rehearse(images, outputs, dense, optimizer.optimizer)
     trackers = Trackers()
     for_stopping, for_saving = (side_group(config.integrity.start_timeout) for _ in range(2))
     stopper = Stopper(folder.stop_file, config.run.max_minutes, for_stopping)
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep, for_saving)
+    shrinking = Shrinking(
+        student, pruner, config.prune.channels, timetable.rounds is not None or is_sharded(accelerator),
+        held_out.images.first_images,
+    )  # fmt: skip
     run_state = RunState(
-        config, accelerator, bare, tasks.projections, optimizer.optimizer, pruner, checkpoints, folder.tracker_id
-    )
+        config, accelerator, bare, tasks.projections, optimizer.optimizer, pruner, shrinking, checkpoints,
+        folder.tracker_id,
+    )  # fmt: skip
     recovery = Recovery(timetable.rounds, config.prune.guard, run_state)
     liveness = Liveness(
         folder.heartbeats, folder.logs, accelerator.process_index, accelerator.num_processes,
@@ -288,14 +297,16 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     )  # fmt: skip
 
     trainer = Trainer(
-        accelerator, model, optimizer, pruner, timetable, partial(train.train_batches, order), tasks.for_span,
+        accelerator, student, optimizer, pruner, shrinking, make_penalty(pruner, config), timetable,
+        partial(train.train_batches, order), tasks.for_span,
         partial(held_out.evaluate, bare), trackers, run_state, recovery, stopper, loss_watch, liveness,
         batch_size=config.train.batch_size, accumulate=config.train.accumulate, steps_per_epoch=order.steps_per_epoch,
         clip_norm=config.train.clip_norm, log_every=config.run.log_every, eval_every=config.eval.every,
         save_every=config.checkpoint.every, compare_every=config.integrity.every, seed=config.run.seed,
     )  # fmt: skip
     return Job(
-        config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, recovery, stopper, liveness
+        config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, recovery, shrinking,
+        stopper, liveness,
     )  # fmt: skip
 
 
@@ -316,15 +327,41 @@ def make_order(config: Config, samples: int, world_size: int) -> Order:
     return Order(samples, size, config.run.seed)
 
 
+def find_prunable_channels(config: Config, model: nn.Module, images: Tensor) -> Channels | None:
+    """The channels that can be removed from the bare model, if channels are to be pruned.
+
+    Raises:
+        ConfigError: see `find_channels`.
+    """
+    if config.prune.pattern != "channels":
+        return None
+    try:
+        return find_channels(model, images, config.prune.include, config.prune.exclude)
+    except ValueError as error:
+        raise ConfigError(f"prune: {error}") from error
+
+
+def make_penalty(pruner: MaskHolder, config: Config) -> GroupPenalty | None:
+    """`prune.channels.penalty`."""
+    weight = config.prune.channels.penalty
+    return GroupPenalty(pruner, weight) if isinstance(pruner, ChannelPruner) and weight else None
+
+
 def make_pruner(
-    model: nn.Module, optimizer: Optimizer, schedule: Schedule, config: Config, score: Score | None = None
-) -> Pruner:
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    config: Config,
+    channels: Channels | None,
+    score: Score | None = None,
+) -> MaskHolder:
     """The pruner of the section `prune`.
 
     Args:
         model, optimizer: see `Pruner`.
         schedule: how sparse when.
         config: what else.
+        channels: of the model, where these are pruned.
         score: instead of that of the section.
 
     Raises:
@@ -332,6 +369,20 @@ def make_pruner(
     """
     prune = config.prune
     try:
+        if channels is not None:
+            return ChannelPruner(
+                model,
+                optimizer,
+                schedule,
+                channels,
+                budget=prune.channels.budget,
+                score=score or make_score(config),
+                norm=prune.channels.norm,
+                compare="uniform" if prune.allocation == "uniform" else "global",
+                multiple=prune.channels.multiple,
+                min_width=prune.channels.min_width,
+                most=make_most(prune, channels),
+            )
         return Pruner(
             model,
             optimizer,

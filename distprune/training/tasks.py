@@ -42,12 +42,12 @@ class Classification:
     """Cross-entropy on class labels.
 
     Args:
-        model: as wrapped for training.
+        model: the student.
         autocast: makes the context that it runs in.
         label_smoothing: of the cross-entropy.
     """
 
-    def __init__(self, model: nn.Module, autocast: Autocast, label_smoothing: float = 0.0) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], autocast: Autocast, label_smoothing: float = 0.0) -> None:
         self._model = model
         self._autocast = autocast
         self._label_smoothing = label_smoothing
@@ -68,7 +68,7 @@ class Distillation:
     The loss of features, where there is one, is added as it is.
 
     Args:
-        model: the student, as wrapped for training.
+        model: the student.
         teachers: are frozen and put in eval mode; they are neither wrapped in DDP nor saved, but may be sharded.
         alpha: weight of the teachers, in [0, 1].
         temperature: divides the logits of all.
@@ -79,7 +79,7 @@ class Distillation:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Callable[[Tensor], Tensor],
         teachers: Sequence[nn.Module],
         alpha: float | Ramp,
         temperature: float | Ramp,

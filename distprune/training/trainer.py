@@ -9,7 +9,7 @@ for each phase, or round:
         skip                              where the loss is not finite, on request
         mask gradients, clip              the optimizer's hook masks again before it steps
         optimizer step
-        pruner step                       nothing, unless the schedule says so
+        pruner step                       nothing, unless the schedule says so; channels may be removed
         compare replicas, log, evaluate   where due
         checkpoint, stop                  where due
     evaluate, judge the round, checkpoint
@@ -26,13 +26,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from distprune.data.sampler import mix
-from distprune.pruning import Attempt, NonFiniteError, Pruner, compare_replicas
-from distprune.pruning.prunable import unwrap
+from distprune.pruning import Attempt, MaskHolder, NonFiniteError, compare_replicas
+from distprune.structured import GroupPenalty
 from distprune.tracking import Trackers
 from distprune.tracking.logs import logger
 from distprune.training.evaluation import EvalResult
@@ -42,7 +42,9 @@ from distprune.training.nonfinite import DivergedError, LossWatch
 from distprune.training.phases import Span, Timetable
 from distprune.training.recovery import Recovery
 from distprune.training.run_state import RunState
+from distprune.training.shrinking import Shrinking
 from distprune.training.stopping import Stopped, Stopper
+from distprune.training.student import Student
 from distprune.training.tasks import Task
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -59,9 +61,11 @@ class Trainer:
 
     Args:
         accelerator: devices, ranks and autocast.
-        model: the student as prepared by the accelerator.
+        student: the model, as wrapped for training.
         optimizer: its optimizer, prepared too.
         pruner: holds the masks.
+        shrinking: removes channels.
+        penalty: adds its gradient to that of the loss in the dense phase; None where there is none.
         timetable: phases and when they begin and end.
         batches_from: this rank's micro-batches, normalised and on the device, without end, from a global batch on.
         task_for: the task of a phase, asked for when the phase begins.
@@ -84,9 +88,11 @@ class Trainer:
     def __init__(
         self,
         accelerator: Accelerator,
-        model: nn.Module,
+        student: Student,
         optimizer: Optimizer,
-        pruner: Pruner,
+        pruner: MaskHolder,
+        shrinking: Shrinking,
+        penalty: GroupPenalty | None,
         timetable: Timetable,
         batches_from: Callable[[int], Batches],
         task_for: Callable[[Span], Task],
@@ -109,9 +115,11 @@ class Trainer:
         seed: int,
     ) -> None:
         self.accelerator = accelerator
-        self.model = model
+        self.student = student
         self.optimizer = optimizer
         self.pruner = pruner
+        self.shrinking = shrinking
+        self.penalty = penalty
         self.timetable = timetable
         self.batches_from = batches_from
         self.task_for = task_for
@@ -175,7 +183,7 @@ class Trainer:
             NonFiniteError, MaskMismatchError: see `Pruner.step`.
             WeightMismatchError: replicas differ.
         """
-        self.model.train()
+        self.student.wrapped.train()
         if self._evaluating:
             self._finish_evaluation()
         if self.step == 0 and self.recovery.mark(0) is not None:
@@ -204,6 +212,7 @@ class Trainer:
             self._is_ahead = True
             self._row |= self._sparsity_figures() | self._evaluate()
             self._log()
+        self.shrinking.at_end(self.step, self.train_seconds)
         self.run_state.settle()
         assert self.last is not None
         return self.last
@@ -240,7 +249,7 @@ class Trainer:
         for micro in range(self.accumulate):
             images, labels = next(batches)
             last = micro + 1 == self.accumulate
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            with nullcontext() if last else self.accelerator.no_sync(self.student.wrapped):
                 output = task(images, labels, self.step)
                 # DDP averages over ranks; their parts of the batch need not be equal, but each sample counts the same.
                 share = len(labels) * self.accelerator.num_processes / self.batch_size
@@ -253,10 +262,12 @@ class Trainer:
             return False
         for means, samples in figures:
             self._meter.add(means, samples)
+        if self.penalty is not None and span.name == "dense":
+            self.penalty.add_to_gradients()
         if self.clip_norm is not None or _is_due(self.log_every, self.step + 1, span):
             self.pruner.mask_gradients()
             limit = math.inf if self.clip_norm is None else self.clip_norm
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+            norm = self.accelerator.clip_grad_norm_(self.student.bare.parameters(), limit)
             self._meter.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -347,7 +358,7 @@ class Trainer:
             self._row |= self.recovery.judge(attempt, self.pruner.sparsity, self.dense, self.last)
 
     def _compare_replicas(self) -> None:
-        if not compare_replicas(dict(unwrap(self.model).named_parameters()), self.step):
+        if not compare_replicas(dict(self.student.bare.named_parameters()), self.step):
             self.compare_every = None
             logger.warning("integrity.every: no rank holds what another holds, so there is nothing to compare")
 
@@ -400,8 +411,11 @@ class Trainer:
             return {}
         if report.newly_pruned:
             self._evaluated_at = None
+            self._stop_clock()
+            if self.shrinking.after_update(self.step, self.train_seconds):
+                self._clock = time.perf_counter()
         for name in set(report.held) - self._held:
-            logger.warning(f"{name} is down to the last weights that prune.min_weights leaves it, and is held there")
+            logger.warning(f"{name} is down to the least that is to stay of it, and is held there")
         self._held |= set(report.held)
         return {
             **self._sparsity_figures(),
@@ -414,6 +428,7 @@ class Trainer:
         return {
             "prune/target_sparsity": self.pruner.schedule.sparsity(self.step),
             "prune/sparsity": self.pruner.sparsity,
+            **self.shrinking.figures(),
             **{f"prune/layer/{name}": layer.sparsity for name, layer in self.pruner.layers().items()},
         }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from distprune.structured import layout
+from distprune.structured.shrink import Kept
 
 
 def to_rank_0(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
@@ -26,6 +30,11 @@ def count_zeros(tensor: Tensor) -> int:
     """Zeros in a tensor, over all its shards. Called on all ranks."""
     zeros = (tensor.detach() == 0).sum()
     return int(zeros.full_tensor() if isinstance(zeros, DTensor) else zeros)
+
+
+def metadata(kept: Kept) -> dict[str, str]:
+    """Of a file of a plain state: which channels are left, where some were removed."""
+    return {"format": "pt", **({"channels": json.dumps(layout(kept))} if kept else {})}
 
 
 def plain_state(model: nn.Module, rank: int) -> dict[str, Tensor]:
