@@ -211,7 +211,8 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     job.trackers.add(progress)
     device = torch.cuda.get_device_name() if job.accelerator.device.type == "cuda" else job.accelerator.device.type
     progress.say(
-        f"{job.config.model.name}: {_what_is_pruned(job.pruner)}, to sparsity {job.config.prune.sparsity:g} in {job.timetable.steps:,} steps on {job.accelerator.num_processes} x {device}; run folder {folder.path}"
+        f"{job.config.model.name}: {_what_is_pruned(job.pruner)}, to sparsity {job.config.prune.sparsity:g} in "
+        f"{job.timetable.steps:,} steps on {job.accelerator.num_processes} x {device}; run folder {folder.path}"
     )
     if checkpoint is not None:
         progress.say(f"going on from step {begin}, {checkpoint.path}")

@@ -95,17 +95,17 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     feature_widths(config.distill, student, dense, taught, len(images))
     channels = find_prunable_channels(config, model, held_out.first_images())
     pruner = make_pruner(model, make_optimizer(model, config), timetable.pruning.schedule, config, channels)
+    counted, what = pruner.weights, "zeros"
+    if isinstance(pruner, ChannelPruner):
+        counted, what = pruner.cost(pruner.kept), pruner.budget
     return Plan(
         config,
         timetable,
         order.steps_per_epoch,
         (len(train), len(held_out.data)),
         len(train.classes),
-        *(
-            (pruner.cost(pruner.kept), pruner.budget)
-            if isinstance(pruner, ChannelPruner)
-            else (pruner.weights, "zeros")
-        ),
+        counted,
+        what,
         dict(pruner.left_out),
         _pruned_at_once(model, config, channels),
     )

@@ -23,7 +23,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         ("channels" if channels else "weights", "right"),
         ("sparsity", "right"),
     ):
-        layers.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        layers.add_column(column, justify=justify, overflow="fold")
     for name, layer in summary["prune/layers"].items():
         weights = math.prod(layer["shape"])
         shape = () if channels else (_shape(layer["shape"]),)

@@ -270,7 +270,8 @@ class ChannelPruner(MaskHolder):
         order = rank_units(self.channels, scores, self.kept, self._compare)
         self.kept, taken = choose(order, self.kept, self._limits, self.cost, (1 - target) * self._dense)
         self._lay_masks()
-        self.mask_weights()
+        for tensor in self.tensors:
+            mask_ops.apply(self.masks[tensor.name], tensor.local)
         self._mask_optimizer_state()
         if not taken:
             return 0.0

@@ -16,6 +16,7 @@ from distprune.structured import ChannelPruner, kept_of
 from distprune.structured.graph import compare
 from distprune.structured.shrink import select
 from distprune.tracking.logs import logger
+from distprune.training.buffers import sync_buffers
 from distprune.training.student import Student
 from distprune.training.whole import metadata, plain_state
 
@@ -132,6 +133,7 @@ class Shrinking:
     def _shrink(self, pruner: ChannelPruner, step: int, seconds: float) -> bool:
         if torch.equal(pruner.kept, pruner.present):
             return False
+        sync_buffers(self._student.bare)  # as wrapping anew does
         before = self._outputs()
         pruner.shrink()
         self._student.wrap_anew()

@@ -225,6 +225,7 @@ class Trainer:
             self.dense = self.last
         # The dense model has been evaluated, and taken as teacher, by the time it is first pruned.
         task = self.task_for(span)
+        self._clock = time.perf_counter()
         if span.attempt is not None and self.step == span.begin:
             self._log()
             self._is_ahead = True
@@ -411,9 +412,9 @@ class Trainer:
             return {}
         if report.newly_pruned:
             self._evaluated_at = None
-            self._stop_clock()
-            if self.shrinking.after_update(self.step, self.train_seconds):
-                self._clock = time.perf_counter()
+        self._stop_clock()
+        if self.shrinking.after_update(self.step, self.train_seconds):
+            self._clock = time.perf_counter()
         for name in set(report.held) - self._held:
             logger.warning(f"{name} is down to the least that is to stay of it, and is held there")
         self._held |= set(report.held)
