@@ -48,7 +48,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(figures)
     console.print("\nNext:", highlight=False)
     console.print(f"  distprune evaluate {folder}", soft_wrap=True, markup=False)
-    what = "the weights" if summary.get("prune/shrinks") else "the weights, zeros in place,"
+    removed = summary.get("params/dense", 0) > summary["params/total"]
+    what = "the weights" if removed else "the weights, zeros in place,"
     console.print(f"  {what} are {folder / 'model.safetensors'}", soft_wrap=True, markup=False)
 
 
