@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -194,6 +195,7 @@ class ChannelPruner(MaskHolder):
         return {
             "steps_done": self._steps_done,
             "steps_seen": self._steps_seen,
+            "target_bits": struct.unpack("<q", struct.pack("<d", self._target))[0],
             "observations": self._scorer.observations,
             "masks": {g.name: mask_ops.pack(self.kept[g.units][None]) for g in self.channels.groups},
             "observed": dict(self._scorer.observed),
@@ -221,7 +223,7 @@ class ChannelPruner(MaskHolder):
             raise ValueError("channels that are kept were removed from the model; bring them back first, see `reshape`")
         self._scorer.load(state["observed"], state["observations"])
         self._steps_done, self._steps_seen = state["steps_done"], state["steps_seen"]
-        self._target = self.schedule.sparsity(self._steps_seen) if self._steps_seen >= 0 else 0.0
+        (self._target,) = struct.unpack("<d", struct.pack("<q", state["target_bits"]))
         self.kept = kept
         self._lay_masks()
         self._verified = None

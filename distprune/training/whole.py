@@ -34,7 +34,8 @@ def count_zeros(tensor: Tensor) -> int:
 
 def metadata(kept: Kept) -> dict[str, str]:
     """Of a file of a plain state: which channels are left, where some were removed."""
-    return {"format": "pt", **({"channels": json.dumps(layout(kept))} if kept else {})}
+    # One entry, since the order of several is not always the same.
+    return {"channels": json.dumps(layout(kept))} if kept else {"format": "pt"}
 
 
 def plain_state(model: nn.Module, rank: int) -> dict[str, Tensor]:
