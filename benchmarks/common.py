@@ -14,6 +14,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 KEPT = (
     "dense/top1", "eval/top1", "eval/top1_drop", "prune/sparsity", "prune/zeros", "prune/weights", "prune/guard",
+    "prune/budget", "prune/shrinks", "params/dense", "params/total", "macs/dense", "macs/left",
     "prune/rounds", "seed", "steps", "wall_s", "world_size", "train_samples_per_s", "mask_digest",
 )  # fmt: skip
 OF_A_PLACE = ("data.path", "data.source", "model.weights", "run.dir", "tracking")
