@@ -10,7 +10,7 @@ from distprune.pruning.allocation import (
     UniformAllocation,
 )
 from distprune.pruning.limits import Bounds
-from distprune.pruning.patterns import NM
+from distprune.pruning.patterns import NM, Pattern
 from distprune.pruning.prunable import Prunable, Selection, find_prunable
 from distprune.pruning.pruner import LayerSparsity, Pruner, PruneReport
 from distprune.pruning.rounds import Attempt, RoundsSchedule
@@ -46,6 +46,7 @@ __all__ = [
     "Movement",
     "NonFiniteError",
     "OneShotSchedule",
+    "Pattern",
     "Piece",
     "PolynomialSchedule",
     "Prunable",

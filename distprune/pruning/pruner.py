@@ -19,12 +19,12 @@ from distprune.pruning.agreement import Copies, MaskMismatchError, checksum
 from distprune.pruning.allocation import Allocation, GlobalAllocation, LampAllocation
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.limits import Bounds, bounds_of, make_limits
-from distprune.pruning.patterns import NM
+from distprune.pruning.patterns import Pattern
 from distprune.pruning.prunable import Prunable, find_prunable
 from distprune.pruning.schedule import Schedule
 from distprune.pruning.scorer import Scorer
 from distprune.pruning.scores import Score, magnitude
-from distprune.pruning.shards import chunks, flat, local
+from distprune.pruning.shards import flat, local
 from distprune.pruning.threshold import NOTHING, NonFiniteError, Search, Threshold
 
 GLOBAL = GlobalAllocation()
@@ -89,8 +89,7 @@ class Pruner:
         bounds: the least and the greatest sparsity of tensors, by pattern as in `include`; met together with the
             budget. The least rises with the schedule, from 0 at sparsity 0.
         min_weights: so many weights stay in every tensor that has more, so that none is emptied.
-        pattern: where zeros may be, see `distprune.pruning.patterns`; the schedule must end with its sparsity, counted
-            over the tensors that fit it.
+        pattern: where zeros may be, see `distprune.pruning.patterns`; tensors that do not fit it are left out.
         group: the process group whose ranks prune together; None takes the default group.
 
     Raises:
@@ -111,7 +110,7 @@ class Pruner:
         allocation: Allocation = GLOBAL,
         bounds: Mapping[str, Bounds] = MappingProxyType({}),
         min_weights: int = 1,
-        pattern: NM | None = None,
+        pattern: Pattern | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._ranks = Ranks(group)
@@ -260,11 +259,7 @@ class Pruner:
             )
         before, cuts, changed = self.zeros, list[Threshold](), self._changed()
         if k > before:
-            try:
-                cuts = self._find_thresholds(k, step)
-                self._cut(cuts)
-            finally:
-                self._scorer.barred.clear()
+            cuts = self._cut(k, step)
             self._mask_optimizer_state()
         self._scorer.forget()
         self._verify(changed)
@@ -332,44 +327,37 @@ class Pruner:
             self._pattern.check(self.tensors, final)
         make_limits(self.tensors, self._bounds, self._min_weights, nothing, k, k)
 
-    def _find_thresholds(self, k: int, step: int) -> list[Threshold]:
+    def _cut(self, k: int, step: int) -> list[Threshold]:
+        """Shrink the masks until `k` weights are pruned and zero the rest, in pieces that stay in the cache.
+
+        Returns:
+            Where each tensor was cut.
+        """
         self._scorer.refuse_unobserved(step)
         self._lay_out_masks()
         self._scorer.lay_out()
         self.mask_weights()
-        if self._pattern is not None:
-            self._bar(self._pattern)
         pruned = [t.numel - self._kept[t.name] for t in self.tensors]
         final = max(k, round(self.schedule.final * self.weights))
         limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final)
-        search = Search(self.tensors, list(self.masks.values()), pruned, self._scorer, self._ranks)
+        make_search = Search if self._pattern is None else self._pattern.search
         try:
-            return self._allocation.thresholds(search, k, limits)
+            search = make_search(self.tensors, list(self.masks.values()), pruned, self._scorer, self._ranks)
+            cuts = self._allocation.thresholds(search, k, limits)
         except NonFiniteError as error:
             what = "weights" if self._scorer.is_magnitude else "scores"
             raise NonFiniteError(f"{what} are NaN or infinite at step {step}: {error}; nothing was pruned") from None
-
-    def _bar(self, pattern: NM) -> None:
-        """Find what the pattern keeps from going in this update."""
-        for tensor in self.tensors:
-            mask = self.masks[tensor.name]
-            keys = torch.empty_like(mask, dtype=torch.int64)
-            for begin, end in chunks(0, mask.numel()):
-                flat(keys)[begin:end] = self._scorer.keys(tensor, flat(mask), begin, end)
-            self._scorer.barred[tensor.name] = flat(pattern.barred(keys, mask))
+        for number, (tensor, threshold) in enumerate(zip(self.tensors, cuts, strict=True)):
+            mask, weight = flat(self.masks[tensor.name]), flat(tensor.local)
+            for begin, end, keep in search.keeps(threshold, number):
+                mask[begin:end] &= keep
+                del keep  # an update's memory is counted
+                mask_ops.apply(mask[begin:end], weight[begin:end])
+        return cuts
 
     def _held(self) -> tuple[str, ...]:
         least = self._min_weights
         return tuple(t.name for t in self.tensors if 0 < self._kept[t.name] == least < t.numel)
-
-    def _cut(self, thresholds: Sequence[Threshold]) -> None:
-        """Shrink the masks to what the thresholds keep and zero the rest, in pieces that stay in the cache."""
-        for tensor, threshold in zip(self.tensors, thresholds, strict=True):
-            mask, weight = flat(self.masks[tensor.name]), flat(tensor.local)
-            for begin, end in chunks(0, len(weight)):
-                keys = self._scorer.keys(tensor, mask, begin, end)
-                mask[begin:end] &= threshold.keeps(tensor, keys, begin)
-                mask_ops.apply(mask[begin:end], weight[begin:end])
 
     def _lay_out_masks(self) -> None:
         """Follow weights that were moved to another device or memory format since the last update."""

@@ -98,7 +98,19 @@ class Search:
         """This rank's share of the keys: (number of the tensor, place in memory order, keys), in small pieces."""
         for number, start, stop in self._pieces:
             for begin, end in chunks(start, stop):
-                yield number, begin, self._scorer.keys(self.tensors[number], self._masks[number], begin, end)
+                yield number, begin, self.keys(number, begin, end)
+
+    def keys(self, number: int, begin: int, end: int) -> Tensor:
+        """Keys of a tensor's elements from `begin` to `end` of this rank's part, in memory order."""
+        return self._scorer.keys(self.tensors[number], self._masks[number], begin, end)
+
+    def keeps(self, threshold: Threshold, number: int) -> Iterator[tuple[int, int, Tensor]]:
+        """What a threshold leaves of this rank's part of a tensor: (begin, end, whether weights stay), in small pieces.
+
+        A piece is looked at when it is asked for, so that what came before may be masked by then.
+        """
+        for begin, end in chunks(0, len(self._masks[number])):
+            yield begin, end, threshold.keeps(self.tensors[number], self.keys(number, begin, end), begin)
 
     def together(self, k: int) -> Threshold:
         """The threshold of all tensors that prunes exactly `k` weights, those pruned already among them.
