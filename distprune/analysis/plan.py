@@ -13,13 +13,13 @@ from torch.optim import SGD
 
 from distprune.config import Config, dump_config, load_config
 from distprune.errors import ConfigError
-from distprune.pruning import GradientScore, LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
+from distprune.pruning import BlockPattern, GradientScore, LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
 from distprune.training.checks import check_fit, check_teacher, rehearse
 from distprune.training.devices import make_accelerator
 from distprune.training.features import feature_widths, student_taps, teacher_taps
 from distprune.training.held_out import HeldOut
 from distprune.training.images import Images
-from distprune.training.methods import make_score
+from distprune.training.methods import make_pattern, make_score
 from distprune.training.phases import Timetable, make_timetable
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
@@ -122,7 +122,7 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     console.print(f"{plan.images[0]:,} training and {plan.images[1]:,} evaluation images, {plan.classes} classes")
     console.print(_phase_table(plan.timetable, plan.steps_per_epoch))
     if plan.config.prune.sparsity > 0:
-        console.print(_schedule_table(plan.timetable, plan.weights))
+        console.print(_schedule_table(plan.timetable, plan.weights, plan.config))
         console.print(_layer_table(plan.layers, plan.config))
     for name, reason in plan.left_out.items():
         console.print(f"left dense: {name}, {reason}", markup=False)
@@ -160,11 +160,12 @@ def _phase_table(timetable: Timetable, steps_per_epoch: int) -> Table:
     return table
 
 
-def _schedule_table(timetable: Timetable, weights: int) -> Table:
+def _schedule_table(timetable: Timetable, weights: int, config: Config) -> Table:
     pruning, schedule = timetable.pruning, timetable.pruning.schedule
     updates = [step for step in range(pruning.begin, pruning.end + 1) if schedule.is_update(step)]
     table = Table(title=f"Sparsity, {len(updates):,} updates", title_justify="left")
-    for column in ("after step", "sparsity", "zeros"):
+    zeros = "zeros at most, in whole blocks" if isinstance(make_pattern(config.prune), BlockPattern) else "zeros"
+    for column in ("after step", "sparsity", zeros):
         table.add_column(column, justify="right")
     stride = max(1, (len(updates) - 1) // (SHOWN_UPDATES - 1))
     for step in sorted({*updates[::stride], updates[-1]}):

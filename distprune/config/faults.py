@@ -114,19 +114,31 @@ def _prune_faults(config: Config) -> list[str]:
                 f"prune.score: {prune.score} has seen no gradient when pruning begins; give phases.dense some steps "
                 "at a low rate"
             )
-    if prune.pattern is not None:
-        kept, size = map(int, prune.pattern.split(":"))
-        if not 1 <= kept < size:
-            faults.append(f"prune.pattern: {prune.pattern} must satisfy 1 <= N < M; 2:4 keeps two of each four")
-        elif round(prune.sparsity, 9) != (full := round(1 - kept / size, 9)):
-            faults.append(f"prune.sparsity: is {prune.sparsity}, and that of prune.pattern {prune.pattern} {full}")
-        if prune.allocation == "lamp":
-            faults.append("prune.allocation: lamp weighs layers as a whole, and prune.pattern groups; take another")
-        if prune.guard is not None:
-            faults.append("prune.guard: may end before prune.pattern is complete; leave one out")
+    faults += _pattern_faults(prune)
     for pattern, limit in prune.bounds.items():
         if limit.min > limit.max:
             faults.append(f"prune.bounds.{pattern}: min {limit.min} is above max {limit.max}")
+    return faults
+
+
+def _pattern_faults(prune: Prune) -> list[str]:
+    pattern, faults = prune.pattern, list[str]()
+    if pattern is None:
+        return faults
+    if prune.allocation == "lamp":
+        faults.append("prune.allocation: lamp weighs layers as a whole, and prune.pattern parts of them; take another")
+    if ":" in pattern:
+        kept, size = map(int, pattern.split(":"))
+        if not 1 <= kept < size:
+            faults.append(f"prune.pattern: {pattern} must satisfy 1 <= N < M; 2:4 keeps two of each four")
+        elif round(prune.sparsity, 9) != (full := round(1 - kept / size, 9)):
+            faults.append(f"prune.sparsity: is {prune.sparsity}, and that of prune.pattern {pattern} {full}")
+        if prune.guard is not None:
+            faults.append(f"prune.guard: may end before prune.pattern {pattern} is complete; leave one out")
+    elif "x" in pattern:
+        outputs, inputs = map(int, pattern.split("x"))
+        if outputs * inputs < 2:
+            faults.append(f"prune.pattern: a block {pattern} must have two weights or more; 4x4 has 16")
     return faults
 
 

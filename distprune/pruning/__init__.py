@@ -9,6 +9,7 @@ from distprune.pruning.allocation import (
     TableAllocation,
     UniformAllocation,
 )
+from distprune.pruning.blocks import BlockPattern, Blocks, Columns, Rows
 from distprune.pruning.limits import Bounds
 from distprune.pruning.patterns import NM, Pattern
 from distprune.pruning.prunable import Prunable, Selection, find_prunable
@@ -31,7 +32,10 @@ __all__ = [
     "NM",
     "Allocation",
     "Attempt",
+    "BlockPattern",
+    "Blocks",
     "Bounds",
+    "Columns",
     "CosineSchedule",
     "CubicSchedule",
     "ErdosRenyiKernel",
@@ -54,6 +58,7 @@ __all__ = [
     "Pruner",
     "Random",
     "RoundsSchedule",
+    "Rows",
     "Schedule",
     "Score",
     "Selection",

@@ -22,9 +22,17 @@ from distprune.pruning.threshold import Search
 class Pattern(ABC):
     """Says where zeros may be."""
 
-    @abstractmethod
     def unfit(self, shape: torch.Size, transposed: bool) -> str | None:
         """Why a tensor stays dense, that of a transposed convolution or another; None where it does not."""
+        if transposed:
+            return "of a transposed convolution, whose input dimension is the first"
+        if len(shape) < 2:
+            return f"of {len(shape)} dimension, and the pattern {self} takes two"
+        return None
+
+    @abstractmethod
+    def unit(self, shape: Sequence[int]) -> int:
+        """How many weights of a tensor that fits go at once."""
 
     @abstractmethod
     def within(self, name: str, bounds: Bounds) -> Bounds:
@@ -93,6 +101,9 @@ class NM(Pattern):
             raise ValueError(f"{text!r} is no pattern N:M such as 2:4")
         return NM(int(found[1]), int(found[2]))
 
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
     @property
     def sparsity(self) -> float:
         """At the end."""
@@ -103,19 +114,19 @@ class NM(Pattern):
         return numel // self.m * (self.m - self.n)
 
     def unfit(self, shape: torch.Size, transposed: bool) -> str | None:
-        if transposed:
-            return "of a transposed convolution, whose input dimension is the first"
-        if len(shape) < 2:
-            return f"of {len(shape)} dimension, and {self.n}:{self.m} takes two"
+        if (why := super().unfit(shape, transposed)) is not None:
+            return why
         if shape[1] % self.m:
             return f"its input dimension {shape[1]} is no multiple of {self.m}"
         return None
 
+    def unit(self, shape: Sequence[int]) -> int:
+        return 1
+
     def within(self, name: str, bounds: Bounds) -> Bounds:
         if bounds.min > self.sparsity:
             raise ValueError(
-                f"bounds: {name} is to have at least {bounds.min} sparsity, and {self.n}:{self.m} gives it "
-                f"{self.sparsity:g}"
+                f"bounds: {name} is to have at least {bounds.min} sparsity, and {self} gives it {self.sparsity:g}"
             )
         return Bounds(bounds.min, min(bounds.max, self.sparsity))
 
@@ -123,7 +134,7 @@ class NM(Pattern):
         weights, full = sum(t.numel for t in tensors), sum(self.zeros(t.numel) for t in tensors)
         if round(final * weights) != full:
             raise ValueError(
-                f"the pattern {self.n}:{self.m} makes {full} of {weights} weights zero, a sparsity of "
+                f"the pattern {self} makes {full} of {weights} weights zero, a sparsity of "
                 f"{full / weights:g}; the schedule ends with {final:g}"
             )
 

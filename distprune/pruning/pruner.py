@@ -47,7 +47,7 @@ class PruneReport:
         step: the update's step in the schedule, in completed optimizer steps.
         target_sparsity: what the schedule asked for, a fraction of the prunable weights.
         sparsity: what was reached, `zeros / weights`.
-        zeros: pruned weights, exactly round(target_sparsity * weights).
+        zeros: pruned weights, exactly round(target_sparsity * weights); with a pattern of blocks what fits into that.
         weights: prunable weights.
         newly_pruned: weights pruned by this update.
         threshold: a score that parts what was pruned from what stays; of tensors that are cut by themselves the
@@ -135,9 +135,11 @@ class Pruner:
             self._bounds = [pattern.within(t.name, b) for t, b in zip(self.tensors, self._bounds, strict=True)]
         self._min_weights = min_weights
         self._pattern = pattern
+        self._units = [1 if pattern is None else pattern.unit(t.weight.shape) for t in self.tensors]
         self._check_budget()
         self._steps_done = 0
         self._steps_seen = -1
+        self._asked = 0
         self._optimizer = _bare(optimizer)
         self._check_optimizer()
         self._hooks = [
@@ -158,8 +160,8 @@ class Pruner:
 
     @property
     def is_final(self) -> bool:
-        """Whether as much is pruned as the schedule ends with."""
-        return self.zeros == round(self.schedule.final * self.weights)
+        """Whether as much was asked for as the schedule ends with."""
+        return self._asked == round(self.schedule.final * self.weights)
 
     def layers(self) -> dict[str, LayerSparsity]:
         """Zeros per pruned tensor, by name."""
@@ -213,6 +215,7 @@ class Pruner:
         return {
             "steps_done": self._steps_done,
             "steps_seen": self._steps_seen,
+            "asked": self._asked,
             "observations": self._scorer.observations,
             "masks": {t.name: _sharded_alike(mask_ops.pack(self.masks[t.name]), t) for t in self.tensors},
             "observed": dict(self._scorer.observed),
@@ -229,13 +232,13 @@ class Pruner:
         if packed.keys() != self.masks.keys():
             missing, extra = sorted(self.masks.keys() - packed), sorted(packed.keys() - self.masks)
             raise ValueError(f"masks are of other tensors: missing {missing}, unexpected {extra}")
-        steps_done, steps_seen = state["steps_done"], state["steps_seen"]
+        steps_done, steps_seen, asked = state["steps_done"], state["steps_seen"], state["asked"]
         for name, mask in self.masks.items():
             mask_ops.check_packed(packed[name], mask, name)
         self._scorer.load(state["observed"], state["observations"])
         for name, mask in self.masks.items():
             mask_ops.unpack(packed[name].to(mask.device), mask)
-        self._steps_done, self._steps_seen = steps_done, steps_seen
+        self._steps_done, self._steps_seen, self._asked = steps_done, steps_seen, asked
         self._verified = None
         self.verify()
         self.mask_weights()
@@ -263,7 +266,9 @@ class Pruner:
             self._mask_optimizer_state()
         self._scorer.forget()
         self._verify(changed)
-        if self.zeros != k:
+        self._asked = k
+        # What is cut by itself may fall short by a part of a block.
+        if not k - sum(unit - 1 for unit in self._units) <= self.zeros <= k:
             raise MaskMismatchError(f"{self.zeros} weights are masked at step {step}, not {k} as the schedule asks")
         return PruneReport(
             step=step,
@@ -325,7 +330,7 @@ class Pruner:
         k = round(final * self.weights)
         if self._pattern is not None:
             self._pattern.check(self.tensors, final)
-        make_limits(self.tensors, self._bounds, self._min_weights, nothing, k, k)
+        make_limits(self.tensors, self._bounds, self._min_weights, nothing, k, k, self._units)
 
     def _cut(self, k: int, step: int) -> list[Threshold]:
         """Shrink the masks until `k` weights are pruned and zero the rest, in pieces that stay in the cache.
@@ -339,7 +344,7 @@ class Pruner:
         self.mask_weights()
         pruned = [t.numel - self._kept[t.name] for t in self.tensors]
         final = max(k, round(self.schedule.final * self.weights))
-        limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final)
+        limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final, self._units)
         make_search = Search if self._pattern is None else self._pattern.search
         try:
             search = make_search(self.tensors, list(self.masks.values()), pruned, self._scorer, self._ranks)
@@ -357,7 +362,11 @@ class Pruner:
 
     def _held(self) -> tuple[str, ...]:
         least = self._min_weights
-        return tuple(t.name for t in self.tensors if 0 < self._kept[t.name] == least < t.numel)
+        return tuple(
+            t.name
+            for t, unit in zip(self.tensors, self._units, strict=True)
+            if least < t.numel and 0 < self._kept[t.name] < least + unit
+        )
 
     def _lay_out_masks(self) -> None:
         """Follow weights that were moved to another device or memory format since the last update."""

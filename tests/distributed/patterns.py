@@ -8,7 +8,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from distprune.pruning import NM, GlobalAllocation, Pruner, UniformAllocation
+from distprune.pruning import (
+    NM,
+    Blocks,
+    Bounds,
+    Columns,
+    GlobalAllocation,
+    Pruner,
+    Random,
+    Rows,
+    UniformAllocation,
+)
 from tests.distributed.ranks import Traffic, run_checks
 from tests.distributed.same_masks import channels_last, few_values, normal
 from tests.distributed.sharded import assert_same, layouts, placed
@@ -27,7 +37,7 @@ def models() -> dict[str, list[torch.Tensor]]:
 def patterns_are_those_of_one_process(alone):
     options = {"pattern": NM(2, 4), "min_weights": 0, "include": ["*"]}
     for (layout, places), (name, whole) in product({"replicas": [None], **layouts()}.items(), models().items()):
-        for allocation in (GlobalAllocation(), UniformAllocation()):
+        for allocation in (GlobalAllocation(), *[UniformAllocation()] * (name == "cut")):
             tensors = [placed(t, places[i % len(places)]) for i, t in enumerate(whole)]
             found = []
             for given, group in ((tensors, None), (copy.deepcopy(whole), alone)):
@@ -65,7 +75,54 @@ def of_groups_only_those_travel_that_a_shard_cuts(alone):
     assert (cuts > 0) == (ranks != 3)
 
 
+def blocks_are_those_of_one_process(alone):
+    for (layout, places), name in product({"replicas": [None], **layouts()}.items(), ("cut", "strided")):
+        whole = [*models()[name], normal(8, 16, dtype=torch.bfloat16), normal(10, 12, 3)]
+        for pattern, options in (
+            (Blocks(4, 4), {}),
+            (Blocks(3, 2), {"score": Random(1)}),
+            (Blocks(2, 8), {"allocation": UniformAllocation()}),
+            (Rows(), {"score": lambda piece: piece.weight - 0.3}),
+            (Columns(), {"bounds": {"last": Bounds(max=0.5)}}),
+            (Rows(), {"min_weights": 0}),
+        ):
+            tensors = [placed(t, places[i % len(places)]) for i, t in enumerate(whole)]
+            pruners = []
+            for given, group in ((tensors, None), (copy.deepcopy(whole), alone)):
+                model = Bag(given)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                schedule = Levels((0.2, 0.45, 0.6))
+                pruner = Pruner(model, optimizer, schedule, include=["*"], pattern=pattern, group=group, **options)
+                pruners.append((pruner, optimizer))
+            (ours, optimizer), (single, single_optimizer) = pruners
+            for level in (0.2, 0.45, 0.6):
+                with Traffic() as traffic:
+                    report = ours.step()
+                single_report = single.step()
+                where = f"{layout}, {name}, {pattern}, at {level}"
+                assert (report.threshold, report.held) == (single_report.threshold, single_report.held), where
+                assert_same(ours, single, where)
+                assert ours.zeros > 0 or level < 0.6, where
+                assert set(traffic.kinds) <= {"allreduce"}, (where, traffic.kinds)
+                optimizer.step(), single_optimizer.step()
+
+
+def of_blocks_only_the_sums_of_those_travel_that_a_shard_cuts(alone):
+    ranks, columns = dist.get_world_size(), 400
+    sent = []
+    for rows in (40 * ranks, {2: 84, 3: 124, 4: 168}[ranks]):  # shards of 40 rows, or 42
+        model = Bag([placed(normal(rows, columns), layouts()["dim 0"][0])])
+        options = {"include": ["*"], "pattern": Blocks(4, 4), "allocation": UniformAllocation()}
+        pruner = Pruner(model, torch.optim.SGD(model.parameters(), lr=0.1), Levels((0.5,)), **options)
+        with Traffic() as traffic:
+            pruner.step()
+        sent.append(traffic.bytes)
+    assert sent[1] - sent[0] == ranks // 2 * (columns // 4) * 8, sent
+
+
 CHECKS = (
+    blocks_are_those_of_one_process,
+    of_blocks_only_the_sums_of_those_travel_that_a_shard_cuts,
     patterns_are_those_of_one_process,
     of_groups_only_those_travel_that_a_shard_cuts,
 )

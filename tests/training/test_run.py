@@ -216,6 +216,20 @@ def test_a_pattern_is_approached_and_whole_at_the_end():
             assert ((weight != 0).view(-1, 4).sum(1) == 2).all(), name
 
 
+def test_whole_rows_go_as_many_as_fit(capsys):
+    assert command(["plan", str(DIGITS), *LINEAR, "prune.pattern=rows"]) == 0
+    assert "in whole blocks" in capsys.readouterr().out
+    run("prune.pattern=rows", "prune.every=20", "prune.sparsity=0.7")
+    zeros = weights = 0
+    for weight in load_file("run/model.safetensors").values():
+        if weight.dim() == 2:
+            stays = weight != 0
+            assert (stays.all(1) | ~stays.any(1)).all()
+            zeros, weights = zeros + int((~stays).sum()), weights + weight.numel()
+    assert 0.7 * weights - 300 < zeros <= 0.7 * weights
+    assert read_json("run/summary.json")["prune/zeros"] == zeros
+
+
 def test_plan_shows_rounds(capsys):
     rounds = ["phases.prune={}", "prune.rounds.count=3", "phases.dense={epochs: 3}", "phases.finetune={epochs: 2}"]
     assert command(["plan", str(DIGITS), *LINEAR, *rounds]) == 0
