@@ -12,6 +12,7 @@ from distprune.pruning.allocation import (
 from distprune.pruning.blocks import BlockPattern, Blocks, Columns, Rows
 from distprune.pruning.limits import Bounds
 from distprune.pruning.patterns import NM, Pattern
+from distprune.pruning.permute import Permutations, find_permutations, permute_channels
 from distprune.pruning.prunable import Prunable, Selection, find_prunable
 from distprune.pruning.pruner import LayerSparsity, Pruner, PruneReport
 from distprune.pruning.rounds import Attempt, RoundsSchedule
@@ -51,6 +52,7 @@ __all__ = [
     "NonFiniteError",
     "OneShotSchedule",
     "Pattern",
+    "Permutations",
     "Piece",
     "PolynomialSchedule",
     "Prunable",
@@ -67,6 +69,8 @@ __all__ = [
     "UniformAllocation",
     "WeightMismatchError",
     "compare_replicas",
+    "find_permutations",
     "find_prunable",
     "magnitude",
+    "permute_channels",
 ]
