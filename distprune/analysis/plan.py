@@ -20,6 +20,7 @@ from distprune.training.features import feature_widths, student_taps, teacher_ta
 from distprune.training.held_out import HeldOut
 from distprune.training.images import Images
 from distprune.training.methods import make_pattern, make_score
+from distprune.training.permuting import check_reorderable
 from distprune.training.phases import Timetable, make_timetable
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
@@ -51,6 +52,8 @@ class Plan:
     """Why parameters stay dense."""
     layers: dict[str, LayerSparsity]
     """If the starting weights were pruned at once."""
+    chains: int | None
+    """Of channels that can be reordered; None where none are to be."""
 
     @property
     def warnings(self) -> list[str]:
@@ -80,6 +83,7 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     timetable = make_timetable(config, order.steps_per_epoch)
     model = make_model(config, len(train.classes)).to(accelerator.device)
     outputs = check_fit(model, held_out.first_images(), len(train.classes), accelerator)
+    chains = check_reorderable(model, held_out.first_images()) if config.prune.permute else None
     images, labels = train_images.first_samples()
     student, dense = student_taps(config.distill, model)
     with student, dense:
@@ -99,6 +103,7 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
         pruner.weights,
         dict(pruner.left_out),
         _pruned_at_once(model, config),
+        chains,
     )
 
 
@@ -124,6 +129,8 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     if plan.config.prune.sparsity > 0:
         console.print(_schedule_table(plan.timetable, plan.weights, plan.config))
         console.print(_layer_table(plan.layers, plan.config))
+    if plan.chains is not None:
+        console.print(f"{plan.chains} chains of channels can be reordered before that")
     for name, reason in plan.left_out.items():
         console.print(f"left dense: {name}, {reason}", markup=False)
     for warning in plan.warnings:

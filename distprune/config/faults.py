@@ -114,7 +114,7 @@ def _prune_faults(config: Config) -> list[str]:
                 f"prune.score: {prune.score} has seen no gradient when pruning begins; give phases.dense some steps "
                 "at a low rate"
             )
-    faults += _pattern_faults(prune)
+    faults += [*_pattern_faults(prune), *_permute_faults(config)]
     for pattern, limit in prune.bounds.items():
         if limit.min > limit.max:
             faults.append(f"prune.bounds.{pattern}: min {limit.min} is above max {limit.max}")
@@ -139,6 +139,26 @@ def _pattern_faults(prune: Prune) -> list[str]:
         outputs, inputs = map(int, pattern.split("x"))
         if outputs * inputs < 2:
             faults.append(f"prune.pattern: a block {pattern} must have two weights or more; 4x4 has 16")
+    return faults
+
+
+def _permute_faults(config: Config) -> list[str]:
+    if not config.prune.permute:
+        return []
+    faults = []
+    if config.prune.pattern is None or ":" not in config.prune.pattern:
+        faults.append("prune.permute: reorders channels for groups; set prune.pattern to N:M, or leave it out")
+    if config.model.weights is None:
+        faults.append(
+            "prune.permute: reorders trained channels, and there are none; set model.weights, or leave it out"
+        )
+    if config.distill is not None:
+        teachers = list(config.distill.teachers.values())
+        if any(feature.of < len(teachers) and teachers[feature.of] != "dense" for feature in config.distill.features):
+            faults.append(
+                "prune.permute: changes the order of the student's channels, and distill.features compares them with "
+                "those of a teacher from a file; leave one out, or take teacher dense"
+            )
     return faults
 
 

@@ -242,6 +242,9 @@ class Prune(Section):
     and prune.sparsity is 1 - N / M. RxC, such as 4x4: blocks of R outputs by C inputs go as a whole; rows, columns: all
     weights of an output, of an input. Layers that a pattern does not fit stay dense, and prune.sparsity counts the
     others."""
+    permute: bool = False
+    """Before all else reorder channels so that a pattern N:M keeps more of the magnitude of model.weights, where the
+    model computes the same (Pool and Yu 2021)."""
     min_weights: Annotated[int, Field(ge=0)] = 1
     """So many weights stay in every layer that has more; 0 lets layers be emptied."""
     every: Count = 100

@@ -80,6 +80,7 @@ def find_permutations(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     escapes: int = ESCAPES,
+    device: torch.device | None = None,
 ) -> Permutations:
     """What `permute_channels` does to a model, not yet done.
 
@@ -88,6 +89,7 @@ def find_permutations(
 
     Args:
         model, pattern, inputs, include, exclude, escapes: see `permute_channels`.
+        device: where to search; None takes that of the weights.
 
     Raises:
         ValueError: the model cannot be traced or has weights that it does not reach; or see `find_prunable`.
@@ -110,7 +112,7 @@ def find_permutations(
         elif why is None and not moved:
             why = "channels are flattened before it, and groups lie within one"
         if why is None:
-            magnitudes = torch.cat(moved)
+            magnitudes = torch.cat(moved).to(device)
             order = find_permutation(magnitudes, pattern, escapes)
             chain.reorder(twin, order.tolist())
             if _agree(_outputs(twin, inputs), expected):

@@ -28,7 +28,7 @@ FREE = (
 )  # fmt: skip
 
 
-FORMAT = 2
+FORMAT = 3
 """Of what is in a checkpoint beside tensors; counts up when that changes."""
 ACCEPTED, REWIND = "accepted", "rewind"
 """Marks of checkpoints that a run may have to go back to."""

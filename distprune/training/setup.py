@@ -19,7 +19,7 @@ from distprune.data import Order
 from distprune.data.sampler import mix
 from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
-from distprune.pruning import Pruner, Schedule, Score
+from distprune.pruning import Permutations, Pruner, Schedule, Score
 from distprune.pruning.prunable import unwrap
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
@@ -31,6 +31,7 @@ from distprune.training.images import Images
 from distprune.training.liveness import Liveness
 from distprune.training.methods import make_allocation, make_bounds, make_pattern, make_score
 from distprune.training.nonfinite import LossWatch
+from distprune.training.permuting import reorder_channels
 from distprune.training.phases import Span, Timetable, make_timetable
 from distprune.training.ramps import lay_out, stretch
 from distprune.training.recovery import Recovery
@@ -236,6 +237,8 @@ class Job:
     recovery: Recovery
     stopper: Stopper
     liveness: Liveness
+    permuted: Permutations | None
+    """The order that channels were brought into; None where `prune.permute` is off."""
 
 
 def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job:
@@ -258,6 +261,9 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     if not is_sharded(accelerator):  # else every rank's part is moved alone
         place(bare, config, accelerator)
     outputs = check_fit(bare, held_out.images.first_images(), classes, accelerator)
+    permuted = None
+    if config.prune.permute:
+        permuted = reorder_channels(bare, held_out.images.first_images(), config, accelerator)
     model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
     images, labels = train.first_samples()
     student, dense = student_taps(config.distill, bare)
@@ -295,7 +301,8 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         save_every=config.checkpoint.every, compare_every=config.integrity.every, seed=config.run.seed,
     )  # fmt: skip
     return Job(
-        config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, recovery, stopper, liveness
+        config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, recovery, stopper, liveness,
+        permuted,
     )  # fmt: skip
 
 

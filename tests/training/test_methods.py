@@ -49,3 +49,24 @@ def test_a_killed_run_goes_on_to_the_same_bytes_whatever_it_prunes_by(tmp_path, 
     if job is MOVEMENT:
         *_, last = summary["prune/layers"].values()
         assert last["sparsity"] <= 0.6
+
+
+@pytest.mark.slow
+def test_a_run_on_reordered_channels_that_is_killed_goes_on_to_the_same_bytes(tmp_path, start):
+    code, output = start(
+        1, "run.dir=dense", "prune.sparsity=0", "phases.prune={}", "phases.finetune={}", "distill=null"
+    )
+    assert code == 0, output
+    job = (
+        "model.weights=dense/model.safetensors", "phases.dense={}", "prune.pattern='2:4'", "prune.sparsity=0.5",
+        "prune.permute=true", "checkpoint.every=30",
+    )  # fmt: skip
+    code, output = start(2, "run.dir=undisturbed", *job, launcher="fsdp2")
+    assert code == 0, output
+    assert "chains of channels are in another order" in output
+    folder = tmp_path / "run"
+    start(2, "run.dir=run", *job, send=signal.SIGKILL, once=reached(folder, 100), everyone=True, launcher="fsdp2")
+    code, output = start(2, "run.dir=run", *job, launcher="fsdp2")
+    assert code == 0, output
+    assert "going on from step" in output
+    assert whole(folder) == whole(tmp_path / "undisturbed")
