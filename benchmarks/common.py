@@ -60,9 +60,14 @@ def origin(summary: dict[str, Any]) -> dict[str, Any]:
     """Versions, machine and commit."""
     return {
         "versions": summary["versions"],
-        "machine": {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform()},
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": commit(),
     }
+
+
+def machine() -> dict[str, Any]:
+    """What this is measured on."""
+    return {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform()}
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
@@ -80,7 +85,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that is checked out, marked where files differ from it."""
     return subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],

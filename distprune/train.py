@@ -217,6 +217,13 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None:
         progress.say(f"going on from step {begin}, {checkpoint.path}")
         progress.know({"prune/sparsity": job.pruner.sparsity})
+    if (permuted := job.permuted) is not None:
+        progress.say(
+            f"{len(permuted.found)} chains of channels are in another order: {job.config.prune.pattern} keeps "
+            f"{permuted.after:.2%} of all magnitude of the given weights, and without {permuted.before:.2%}"
+        )
+        for name, why in permuted.left_out.items():
+            logger.info(f"input channels of {name} stay in their order: {why}")
     for warning in job.timetable.pruning.warnings:
         logger.warning(warning)
 

@@ -13,14 +13,15 @@ from torch.optim import SGD
 
 from distprune.config import Config, dump_config, load_config
 from distprune.errors import ConfigError
-from distprune.pruning import GradientScore, LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
+from distprune.pruning import BlockPattern, GradientScore, LayerSparsity, NonFiniteError, OneShotSchedule, magnitude
 from distprune.structured import ChannelPruner, Channels
 from distprune.training.checks import check_fit, check_teacher, rehearse
 from distprune.training.devices import make_accelerator
 from distprune.training.features import feature_widths, student_taps, teacher_taps
 from distprune.training.held_out import HeldOut
 from distprune.training.images import Images
-from distprune.training.methods import make_score
+from distprune.training.methods import make_pattern, make_score
+from distprune.training.permuting import check_reorderable
 from distprune.training.phases import Timetable, make_timetable
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
@@ -55,6 +56,8 @@ class Plan:
     """Why parameters stay dense."""
     layers: dict[str, LayerSparsity]
     """If the starting weights were pruned at once."""
+    chains: int | None
+    """Of channels that can be reordered; None where none are to be."""
 
     @property
     def warnings(self) -> list[str]:
@@ -84,6 +87,7 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     timetable = make_timetable(config, order.steps_per_epoch)
     model = make_model(config, len(train.classes)).to(accelerator.device)
     outputs = check_fit(model, held_out.first_images(), len(train.classes), accelerator)
+    chains = check_reorderable(model, held_out.first_images()) if config.prune.permute else None
     images, labels = train_images.first_samples()
     student, dense = student_taps(config.distill, model)
     with student, dense:
@@ -95,7 +99,8 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     feature_widths(config.distill, student, dense, taught, len(images))
     channels = find_prunable_channels(config, model, held_out.first_images())
     pruner = make_pruner(model, make_optimizer(model, config), timetable.pruning.schedule, config, channels)
-    counted, what = pruner.weights, "zeros"
+    blocks = isinstance(make_pattern(config.prune), BlockPattern)
+    counted, what = pruner.weights, "zeros at most, in whole blocks" if blocks else "zeros"
     if isinstance(pruner, ChannelPruner):
         counted, what = pruner.cost(pruner.kept), pruner.budget
     return Plan(
@@ -108,6 +113,7 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
         what,
         dict(pruner.left_out),
         _pruned_at_once(model, config, channels),
+        chains,
     )
 
 
@@ -133,6 +139,8 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     if plan.config.prune.sparsity > 0:
         console.print(_schedule_table(plan.timetable, plan.counted, plan.what))
         console.print(_layer_table(plan.layers, plan.config))
+    if plan.chains is not None:
+        console.print(f"{plan.chains} chains of channels can be reordered before that")
     for name, reason in plan.left_out.items():
         console.print(f"left dense: {name}, {reason}", markup=False)
     for warning in plan.warnings:
@@ -173,7 +181,7 @@ def _schedule_table(timetable: Timetable, counted: int, what: str) -> Table:
     pruning, schedule = timetable.pruning, timetable.pruning.schedule
     updates = [step for step in range(pruning.begin, pruning.end + 1) if schedule.is_update(step)]
     table = Table(title=f"Sparsity, {len(updates):,} updates", title_justify="left")
-    for column in ("after step", "sparsity", what if what == "zeros" else f"{what} gone"):
+    for column in ("after step", "sparsity", what if "zeros" in what else f"{what} gone"):
         table.add_column(column, justify="right")
     stride = max(1, (len(updates) - 1) // (SHOWN_UPDATES - 1))
     for step in sorted({*updates[::stride], updates[-1]}):

@@ -115,18 +115,7 @@ def _prune_faults(config: Config) -> list[str]:
                 f"prune.score: {prune.score} has seen no gradient when pruning begins; give phases.dense some steps "
                 "at a low rate"
             )
-    faults += _channel_faults(config)
-    if prune.pattern not in (None, "channels"):
-        assert prune.pattern is not None
-        kept, size = map(int, prune.pattern.split(":"))
-        if not 1 <= kept < size:
-            faults.append(f"prune.pattern: {prune.pattern} must satisfy 1 <= N < M; 2:4 keeps two of each four")
-        elif round(prune.sparsity, 9) != (full := round(1 - kept / size, 9)):
-            faults.append(f"prune.sparsity: is {prune.sparsity}, and that of prune.pattern {prune.pattern} {full}")
-        if prune.allocation == "lamp":
-            faults.append("prune.allocation: lamp weighs layers as a whole, and prune.pattern groups; take another")
-        if prune.guard is not None:
-            faults.append("prune.guard: may end before prune.pattern is complete; leave one out")
+    faults += [*_pattern_faults(prune), *_permute_faults(config), *_channel_faults(config)]
     for pattern, limit in prune.bounds.items():
         if limit.min > limit.max:
             faults.append(f"prune.bounds.{pattern}: min {limit.min} is above max {limit.max}")
@@ -158,6 +147,47 @@ def _channel_faults(config: Config) -> list[str]:
         faults.append(
             f"distill.features: their widths change with prune.channels.shrink {prune.channels.shrink}; take never"
         )
+    return faults
+
+
+def _pattern_faults(prune: Prune) -> list[str]:
+    pattern, faults = prune.pattern, list[str]()
+    if pattern is None or pattern == "channels":
+        return faults
+    if prune.allocation == "lamp":
+        faults.append("prune.allocation: lamp weighs layers as a whole, and prune.pattern parts of them; take another")
+    if ":" in pattern:
+        kept, size = map(int, pattern.split(":"))
+        if not 1 <= kept < size:
+            faults.append(f"prune.pattern: {pattern} must satisfy 1 <= N < M; 2:4 keeps two of each four")
+        elif round(prune.sparsity, 9) != (full := round(1 - kept / size, 9)):
+            faults.append(f"prune.sparsity: is {prune.sparsity}, and that of prune.pattern {pattern} {full}")
+        if prune.guard is not None:
+            faults.append(f"prune.guard: may end before prune.pattern {pattern} is complete; leave one out")
+    elif "x" in pattern:
+        outputs, inputs = map(int, pattern.split("x"))
+        if outputs * inputs < 2:
+            faults.append(f"prune.pattern: a block {pattern} must have two weights or more; 4x4 has 16")
+    return faults
+
+
+def _permute_faults(config: Config) -> list[str]:
+    if not config.prune.permute:
+        return []
+    faults = []
+    if config.prune.pattern is None or ":" not in config.prune.pattern:
+        faults.append("prune.permute: reorders channels for groups; set prune.pattern to N:M, or leave it out")
+    if config.model.weights is None:
+        faults.append(
+            "prune.permute: reorders trained channels, and there are none; set model.weights, or leave it out"
+        )
+    if config.distill is not None:
+        teachers = list(config.distill.teachers.values())
+        if any(feature.of < len(teachers) and teachers[feature.of] != "dense" for feature in config.distill.features):
+            faults.append(
+                "prune.permute: changes the order of the student's channels, and distill.features compares them with "
+                "those of a teacher from a file; leave one out, or take teacher dense"
+            )
     return faults
 
 

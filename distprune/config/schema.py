@@ -258,12 +258,16 @@ class Prune(Section):
     a YAML file of one."""
     bounds: dict[str, Limit] = {}
     """Least and greatest sparsity of layers, by pattern as in include: {pattern: {min: 0.5, max: 0.9}}."""
+    pattern: Annotated[str, Field(pattern=r"^(\d+:\d+|\d+x\d+|rows|columns|channels)$")] | None = None
+    """Where zeros may be; null for anywhere. N:M, such as 2:4: of each M weights along the input dimension N are kept,
+    and prune.sparsity is 1 - N / M. RxC, such as 4x4: blocks of R outputs by C inputs go as a whole; rows, columns: all
+    weights of an output, of an input. Layers that a pattern does not fit stay dense, and prune.sparsity counts the
+    others. channels: whole channels, filters and attention heads, which are then removed, see prune.channels."""
     channels: Channels = Channels()
     """Of pattern channels."""
-    pattern: Annotated[str, Field(pattern=r"^(\d+:\d+|channels)$")] | None = None
-    """channels: whole channels, filters and attention heads, see prune.channels. N:M, such as 2:4: of each M weights
-    along the input dimension N are kept; layers whose input dimension M does not divide stay dense, and prune.sparsity,
-    1 - N / M, counts the others. null: zeros anywhere."""
+    permute: bool = False
+    """Before all else reorder channels so that a pattern N:M keeps more of the magnitude of model.weights, where the
+    model computes the same (Pool and Yu 2021)."""
     min_weights: Annotated[int, Field(ge=0)] = 1
     """So many weights stay in every layer that has more; 0 lets layers be emptied."""
     every: Count = 100

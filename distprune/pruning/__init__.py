@@ -9,9 +9,11 @@ from distprune.pruning.allocation import (
     TableAllocation,
     UniformAllocation,
 )
+from distprune.pruning.blocks import BlockPattern, Blocks, Columns, Rows
 from distprune.pruning.holder import LayerSparsity, MaskHolder, PruneReport
 from distprune.pruning.limits import Bounds
-from distprune.pruning.patterns import NM
+from distprune.pruning.patterns import NM, Pattern
+from distprune.pruning.permute import Permutations, find_permutations, permute_channels
 from distprune.pruning.prunable import Prunable, Selection, find_prunable
 from distprune.pruning.pruner import Pruner
 from distprune.pruning.rounds import Attempt, RoundsSchedule
@@ -32,7 +34,10 @@ __all__ = [
     "NM",
     "Allocation",
     "Attempt",
+    "BlockPattern",
+    "Blocks",
     "Bounds",
+    "Columns",
     "CosineSchedule",
     "CubicSchedule",
     "ErdosRenyiKernel",
@@ -48,6 +53,8 @@ __all__ = [
     "Movement",
     "NonFiniteError",
     "OneShotSchedule",
+    "Pattern",
+    "Permutations",
     "Piece",
     "PolynomialSchedule",
     "Prunable",
@@ -55,6 +62,7 @@ __all__ = [
     "Pruner",
     "Random",
     "RoundsSchedule",
+    "Rows",
     "Schedule",
     "Score",
     "Selection",
@@ -63,6 +71,8 @@ __all__ = [
     "UniformAllocation",
     "WeightMismatchError",
     "compare_replicas",
+    "find_permutations",
     "find_prunable",
     "magnitude",
+    "permute_channels",
 ]

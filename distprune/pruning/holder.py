@@ -39,7 +39,7 @@ class PruneReport:
         step: the update's step in the schedule, in completed optimizer steps.
         target_sparsity: what the schedule asked for, a fraction of the prunable weights.
         sparsity: what was reached, `zeros / weights`.
-        zeros: pruned weights, exactly round(target_sparsity * weights).
+        zeros: pruned weights, exactly round(target_sparsity * weights); with a pattern of blocks what fits into that.
         weights: prunable weights.
         newly_pruned: weights pruned by this update.
         threshold: a score that parts what was pruned from what stays; of tensors that are cut by themselves the

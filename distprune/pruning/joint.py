@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from distprune.pruning.exact import factors
 from distprune.pruning.limits import Limits
 from distprune.pruning.scores import KeyFormat
 from distprune.pruning.threshold import Search
@@ -163,7 +164,7 @@ class _Bins:
         for number, _, keys in search.pieces():
             keys = keys[(keys >= lows[number]) & (keys < highs[number])].long()
             place = keys - lows[number] >> shifts[number]
-            counts[number] += torch.bincount(place, minlength=self._number)
+            counts[number] += torch.bincount(place, minlength=self._number) * search.tensors[number].unit
             if self._factors is not None:
                 squares = search.format.values(keys) ** 2 * self._factors[number]
                 masses[number].index_add_(0, place, squares.round().long())
@@ -209,16 +210,8 @@ def _factors(search: Search) -> list[float]:
     Sums of integers do not depend on the order in which ranks add them up. That over a tensor stays below 2^62. Called
     on all ranks; one collective.
     """
-    largest = torch.zeros(len(search.tensors), dtype=torch.int64, device=search.device)
-    for number, _, keys in search.pieces():
-        largest[number] = largest[number].maximum(keys.max())
-    largest = search.ranks.max(largest).clamp(max=search.format.infinite - 1)
-    squares = search.format.values(largest) ** 2
+    squares = search.largest() ** 2
     if beyond := [t.name for t, square in zip(search.tensors, squares.tolist(), strict=True) if square == math.inf]:
         search.refuse_nonfinite()
         raise ValueError(f"allocation: lamp squares weights, and those of {', '.join(beyond)} are too large for that")
-    exponents = torch.frexp(squares).exponent.tolist()
-    return [
-        2.0 ** min(62 - exponent - tensor.numel.bit_length(), 1000)
-        for exponent, tensor in zip(exponents, search.tensors, strict=True)
-    ]
+    return factors(squares, [tensor.numel for tensor in search.tensors])

@@ -59,7 +59,13 @@ def bounds_of(tensors: Sequence[Prunable], bounds: Mapping[str, Bounds]) -> list
 
 
 def make_limits(
-    tensors: Sequence[Prunable], bounds: Sequence[Bounds], min_weights: int, pruned: Sequence[int], k: int, final: int
+    tensors: Sequence[Prunable],
+    bounds: Sequence[Bounds],
+    min_weights: int,
+    pruned: Sequence[int],
+    k: int,
+    final: int,
+    units: Sequence[int],
 ) -> Limits:
     """What bounds mean for the next update.
 
@@ -72,18 +78,26 @@ def make_limits(
         pruned: how many are pruned of each; they stay pruned.
         k: how many weights are to be pruned in all.
         final: how many at the end.
+        units: how many of each go at once; the most is rounded down to a multiple, and the least at the end up.
 
     Raises:
         ValueError: no counts within the limits add up to `k`, or at the end to `final`; the message says which stand
             against it.
     """
     sizes = [t.numel for t in tensors]
-    most = [max(min(math.floor(b.max * n + 1e-9), n - min_weights), 0) for b, n in zip(bounds, sizes, strict=True)]
+    most = [
+        max(min(math.floor(b.max * n + 1e-9), n - min_weights), 0) // unit * unit
+        for b, n, unit in zip(bounds, sizes, units, strict=True)
+    ]
     highest = [max(high, before) for high, before in zip(most, pruned, strict=True)]
-    least = [min(math.ceil(b.min * n - 1e-9), high) for b, n, high in zip(bounds, sizes, highest, strict=True)]
+    least = [
+        min(-(-math.ceil(b.min * n - 1e-9) // unit) * unit, high)
+        for b, n, unit, high in zip(bounds, sizes, units, highest, strict=True)
+    ]
     weights = sum(sizes)
     if sum(highest) < k:
-        tight = [t.name for t, high in zip(tensors, highest, strict=True) if high < t.numel - min_weights]
+        bounded = [math.floor(b.max * n + 1e-9) < n - min_weights for b, n in zip(bounds, sizes, strict=True)]
+        tight = [t.name for t, tightly in zip(tensors, bounded, strict=True) if tightly]
         whose = f"prune.bounds of {some(tight)} and " if tight else ""
         raise ValueError(
             f"{whose}min_weights={min_weights} allow at most {sum(highest)} of {weights} weights to be pruned "

@@ -47,6 +47,16 @@ class Prunable:
         """This rank's part of the weight, on the same memory."""
         return local(self.weight)
 
+    @property
+    def unit(self) -> int:
+        """How many weights each element that is selected on stands for."""
+        return 1
+
+    @property
+    def held(self) -> int:
+        """How many such elements this rank holds."""
+        return self.local.numel()
+
     def indices(self, begin: int, end: int) -> Tensor:
         """Global indices (int64, 1-D) of the elements at `begin` to `end` of the local part in memory order."""
         return self.part.indices(self.local, begin, end).add_(self.offset)

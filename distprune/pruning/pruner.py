@@ -19,11 +19,11 @@ from distprune.pruning.allocation import Allocation, GlobalAllocation, LampAlloc
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.holder import MaskHolder, PruneReport
 from distprune.pruning.limits import Bounds, bounds_of, make_limits
-from distprune.pruning.patterns import NM
+from distprune.pruning.patterns import Pattern
 from distprune.pruning.prunable import Prunable, find_prunable
 from distprune.pruning.schedule import Schedule
 from distprune.pruning.scores import Score, magnitude
-from distprune.pruning.shards import chunks, flat, local
+from distprune.pruning.shards import flat, local
 from distprune.pruning.threshold import NOTHING, NonFiniteError, Search, Threshold
 
 GLOBAL = GlobalAllocation()
@@ -51,8 +51,7 @@ class Pruner(MaskHolder):
         bounds: the least and the greatest sparsity of tensors, by pattern as in `include`; met together with the
             budget. The least rises with the schedule, from 0 at sparsity 0.
         min_weights: so many weights stay in every tensor that has more, so that none is emptied.
-        pattern: where zeros may be, see `distprune.pruning.patterns`; the schedule must end with its sparsity, counted
-            over the tensors that fit it.
+        pattern: where zeros may be, see `distprune.pruning.patterns`; tensors that do not fit it are left out.
         group: the process group whose ranks prune together; None takes the default group.
 
     Raises:
@@ -73,7 +72,7 @@ class Pruner(MaskHolder):
         allocation: Allocation = GLOBAL,
         bounds: Mapping[str, Bounds] = MappingProxyType({}),
         min_weights: int = 1,
-        pattern: NM | None = None,
+        pattern: Pattern | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         ranks = Ranks(group)
@@ -87,7 +86,9 @@ class Pruner(MaskHolder):
             self._bounds = [pattern.within(t.name, b) for t, b in zip(self.tensors, self._bounds, strict=True)]
         self._min_weights = min_weights
         self._pattern = pattern
+        self._units = [1 if pattern is None else pattern.unit(t.weight.shape) for t in self.tensors]
         self._check_budget()
+        self._asked = 0
         self._attach()
 
     @property
@@ -97,8 +98,8 @@ class Pruner(MaskHolder):
 
     @property
     def is_final(self) -> bool:
-        """Whether as much is pruned as the schedule ends with."""
-        return self.zeros == round(self.schedule.final * self.weights)
+        """Whether as much was asked for as the schedule ends with."""
+        return self._asked == round(self.schedule.final * self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks as packed bits (see `distprune.pruning.masks`), the place in the schedule, and what the score has
@@ -110,6 +111,7 @@ class Pruner(MaskHolder):
         return {
             "steps_done": self._steps_done,
             "steps_seen": self._steps_seen,
+            "asked": self._asked,
             "observations": self._scorer.observations,
             "masks": {t.name: _sharded_alike(mask_ops.pack(self.masks[t.name]), t) for t in self.tensors},
             "observed": dict(self._scorer.observed),
@@ -126,13 +128,13 @@ class Pruner(MaskHolder):
         if packed.keys() != self.masks.keys():
             missing, extra = sorted(self.masks.keys() - packed), sorted(packed.keys() - self.masks)
             raise ValueError(f"masks are of other tensors: missing {missing}, unexpected {extra}")
-        steps_done, steps_seen = state["steps_done"], state["steps_seen"]
+        steps_done, steps_seen, asked = state["steps_done"], state["steps_seen"], state["asked"]
         for name, mask in self.masks.items():
             mask_ops.check_packed(packed[name], mask, name)
         self._scorer.load(state["observed"], state["observations"])
         for name, mask in self.masks.items():
             mask_ops.unpack(packed[name].to(mask.device), mask)
-        self._steps_done, self._steps_seen = steps_done, steps_seen
+        self._steps_done, self._steps_seen, self._asked = steps_done, steps_seen, asked
         self._verified = None
         self.verify()
         self.mask_weights()
@@ -150,15 +152,13 @@ class Pruner(MaskHolder):
             )
         before, cuts, changed = self.zeros, list[Threshold](), self._changed()
         if k > before:
-            try:
-                cuts = self._find_thresholds(k, step)
-                self._cut(cuts)
-            finally:
-                self._scorer.barred.clear()
+            cuts = self._cut(k, step)
             self._mask_optimizer_state()
         self._scorer.forget()
         self._verify(changed)
-        if self.zeros != k:
+        self._asked = k
+        # What is cut by itself may fall short by a part of a block.
+        if not k - sum(unit - 1 for unit in self._units) <= self.zeros <= k:
             raise MaskMismatchError(f"{self.zeros} weights are masked at step {step}, not {k} as the schedule asks")
         return PruneReport(
             step=step,
@@ -185,46 +185,43 @@ class Pruner(MaskHolder):
         k = round(final * self.weights)
         if self._pattern is not None:
             self._pattern.check(self.tensors, final)
-        make_limits(self.tensors, self._bounds, self._min_weights, nothing, k, k)
+        make_limits(self.tensors, self._bounds, self._min_weights, nothing, k, k, self._units)
 
-    def _find_thresholds(self, k: int, step: int) -> list[Threshold]:
+    def _cut(self, k: int, step: int) -> list[Threshold]:
+        """Shrink the masks until `k` weights are pruned and zero the rest, in pieces that stay in the cache.
+
+        Returns:
+            Where each tensor was cut.
+        """
         self._scorer.refuse_unobserved(step)
         self._lay_out_masks()
         self._scorer.lay_out()
         self.mask_weights()
-        if self._pattern is not None:
-            self._bar(self._pattern)
         pruned = [t.numel - self._kept[t.name] for t in self.tensors]
         final = max(k, round(self.schedule.final * self.weights))
-        limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final)
-        search = Search(self.tensors, list(self.masks.values()), pruned, self._scorer, self._ranks)
+        limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final, self._units)
+        make_search = Search if self._pattern is None else self._pattern.search
         try:
-            return self._allocation.thresholds(search, k, limits)
+            search = make_search(self.tensors, list(self.masks.values()), pruned, self._scorer, self._ranks)
+            cuts = self._allocation.thresholds(search, k, limits)
         except NonFiniteError as error:
             what = "weights" if self._scorer.is_magnitude else "scores"
             raise NonFiniteError(f"{what} are NaN or infinite at step {step}: {error}; nothing was pruned") from None
-
-    def _bar(self, pattern: NM) -> None:
-        """Find what the pattern keeps from going in this update."""
-        for tensor in self.tensors:
-            mask = self.masks[tensor.name]
-            keys = torch.empty_like(mask, dtype=torch.int64)
-            for begin, end in chunks(0, mask.numel()):
-                flat(keys)[begin:end] = self._scorer.keys(tensor, flat(mask), begin, end)
-            self._scorer.barred[tensor.name] = flat(pattern.barred(keys, mask))
+        for number, (tensor, threshold) in enumerate(zip(self.tensors, cuts, strict=True)):
+            mask, weight = flat(self.masks[tensor.name]), flat(tensor.local)
+            for begin, end, keep in search.keeps(threshold, number):
+                mask[begin:end] &= keep
+                del keep  # an update's memory is counted
+                mask_ops.apply(mask[begin:end], weight[begin:end])
+        return cuts
 
     def _held(self) -> tuple[str, ...]:
         least = self._min_weights
-        return tuple(t.name for t in self.tensors if 0 < self._kept[t.name] == least < t.numel)
-
-    def _cut(self, thresholds: Sequence[Threshold]) -> None:
-        """Shrink the masks to what the thresholds keep and zero the rest, in pieces that stay in the cache."""
-        for tensor, threshold in zip(self.tensors, thresholds, strict=True):
-            mask, weight = flat(self.masks[tensor.name]), flat(tensor.local)
-            for begin, end in chunks(0, len(weight)):
-                keys = self._scorer.keys(tensor, mask, begin, end)
-                mask[begin:end] &= threshold.keeps(tensor, keys, begin)
-                mask_ops.apply(mask[begin:end], weight[begin:end])
+        return tuple(
+            t.name
+            for t, unit in zip(self.tensors, self._units, strict=True)
+            if least < t.numel and 0 < self._kept[t.name] < least + unit
+        )
 
 
 def _sharded_alike(packed: Tensor, tensor: Prunable) -> Tensor:

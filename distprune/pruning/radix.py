@@ -18,8 +18,8 @@ from distprune.pruning.collectives import Ranks
 BINS_BITS = 16
 """Of the counts that travel at once, over all groups: 2^16."""
 
-Keys = Callable[[], Iterator[tuple[int, Tensor]]]
-"""Yields (group, keys), keys 1-D integers >= 0; anew at each call."""
+Keys = Callable[[], Iterator[tuple[int, Tensor, int]]]
+"""Yields (group, keys, times), keys 1-D integers >= 0, each of which counts so many times; anew at each call."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def kth_smallest(
     for level, width in enumerate(digits):
         above, shift = shift, shift - width
         histogram = torch.zeros(len(ks), 1 << width, dtype=counts_dtype, device=device)
-        for group, part in keys():
+        for group, part, times in keys():
             if level > 0:
                 part = part[(part >> above) == prefixes[group]] & ((1 << above) - 1)
-            histogram[group] += torch.bincount(part >> shift, minlength=1 << width)
+            histogram[group] += torch.bincount(part >> shift, minlength=1 << width) * times
         ranks.sum(histogram)
         if level == 0:
             check(histogram)

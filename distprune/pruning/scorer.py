@@ -34,8 +34,6 @@ class Scorer:
         """By tensor name, what was observed, added up: float32, shaped and sharded as the weight."""
         self.observations = 0
         """Over how many steps."""
-        self.barred: dict[str, Tensor] = {}
-        """By tensor name, which kept weights may not go now: bool, flat, in memory order. Their keys are highest."""
         if self._watching is not None:
             self.observed = {t.name: torch.zeros_like(t.weight, dtype=torch.float32).detach() for t in tensors}
 
@@ -52,13 +50,6 @@ class Scorer:
             mask: its mask, flat, True where a weight is kept; pruned weights are 0.
             begin, end: places in memory order.
         """
-        keys = self._keys(tensor, mask, begin, end)
-        if (barred := self.barred.get(tensor.name)) is None:
-            return keys
-        highest, finite = self.format.infinite - 1, keys < self.format.infinite
-        return torch.where(finite, torch.where(barred[begin:end], highest, keys.clamp(max=highest - 1)), keys)
-
-    def _keys(self, tensor: Prunable, mask: Tensor, begin: int, end: int) -> Tensor:
         scores = self.scores(tensor, begin, end)
         # Pruned weights are 0, and so are the keys of their magnitudes.
         return self.format.keys(scores) if self.is_magnitude else self.format.keys(scores) * mask[begin:end]

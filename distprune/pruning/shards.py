@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from bisect import bisect_left
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class Part:
     """A rectangular part of a tensor of shape `whole`: `shape[d]` indices of dimension d, from `start[d]` on.
 
     `copies` ranks hold this same part, of which this rank is number `copy`. Parts with equal `layout` are held by the
-    same sets of ranks, in the same order.
+    same sets of ranks, in the same order. `splits` says how the whole was cut: (dimension, into how many), in order.
     """
 
     whole: tuple[int, ...]
@@ -50,6 +51,7 @@ class Part:
     copies: int
     copy: int
     layout: Hashable
+    splits: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
     def of(tensor: Tensor, ranks: Ranks) -> Part:
@@ -67,29 +69,36 @@ class Part:
         if coordinate is None or placed != sorted(ranks.members):
             raise ValueError(f"it is placed on ranks {placed}, but those that prune together are {ranks.members}")
         start, shape, copies, copy = [0] * len(whole), list(whole), 1, 0
-        replicated = []
+        replicated, splits = [], []
         for dim, (placement, place) in enumerate(zip(tensor.placements, coordinate, strict=True)):
             size = mesh.size(dim)
             if type(placement) is Replicate:
                 copies, copy = copies * size, copy * size + place
                 replicated.append(dim)
             elif type(placement) is Shard:
-                length = -(-shape[placement.dim] // size)
-                begin = min(length * place, shape[placement.dim])
-                start[placement.dim] += begin
-                shape[placement.dim] = min(length, shape[placement.dim] - begin)
+                cut = placement.dim
+                start[cut], shape[cut] = _stretch(start[cut], shape[cut], size, place)
+                splits.append((cut, size))
             else:
                 raise ValueError(f"placement {placement} cannot be pruned; Shard and Replicate can")
         if tuple(shape) != tuple(tensor.to_local().shape):
             raise ValueError(
                 f"its local shape is {tuple(tensor.to_local().shape)}, not {tuple(shape)} as sharding gives"
             )
-        return Part(whole, tuple(start), tuple(shape), copies, copy, (mesh, tuple(replicated)))
+        return Part(whole, tuple(start), tuple(shape), copies, copy, (mesh, tuple(replicated)), tuple(splits))
 
     @property
     def is_rows(self) -> bool:
         """Whether the part is whole rows: cut in the first dimension at most."""
         return self.shape[1:] == self.whole[1:]
+
+    def cuts(self, dim: int) -> list[int]:
+        """Between which indices of dimension `dim` parts of any rank end: each the first of the part behind."""
+        stretches = [(0, self.whole[dim])]
+        for cut, size in self.splits:
+            if cut == dim:
+                stretches = [_stretch(*stretch, size, place) for stretch in stretches for place in range(size)]
+        return sorted({start for start, length in stretches if start and length})
 
     def indices(self, tensor: Tensor, begin: int, end: int) -> Tensor:
         """Row-major positions in the whole (int64, 1-D) of the elements of the local `tensor` from `begin` to `end` in
@@ -104,3 +113,37 @@ class Part:
             index += rest % tensor.shape[dim] * row_major[dim]
             rest = rest // tensor.shape[dim]
         return index
+
+
+def sum_at(
+    values: Tensor, start: Sequence[int], wanted: Sequence[Sequence[int]], part: Part, ranks: Ranks
+) -> tuple[Tensor, tuple[slice, ...]]:
+    """Add up over all ranks what they hold at some places, each part counted once. One collective, of these alone.
+
+    Args:
+        values: this rank's rectangle of something.
+        start: where that begins, in each dimension.
+        wanted: of each dimension some indices, ascending; the places are all their combinations.
+        part: of which it belongs to; ranks that hold the same have the same values.
+        ranks: who adds up.
+
+    Returns:
+        The sums, of shape [len(w) for w in wanted], the same on every rank; and where in them this rank's places are.
+    """
+    sums = values.new_zeros([len(indices) for indices in wanted])
+    mine = values
+    spans = []
+    for dim, (indices, first, length) in enumerate(zip(wanted, start, values.shape, strict=True)):
+        spans.append(slice(bisect_left(indices, first), bisect_left(indices, first + length)))
+        places = torch.tensor(indices[spans[dim]], dtype=torch.int64, device=values.device) - first
+        mine = mine.index_select(dim, places)
+    if part.copy == 0:
+        sums[tuple(spans)] = mine
+    return ranks.sum(sums), tuple(spans)
+
+
+def _stretch(start: int, length: int, size: int, place: int) -> tuple[int, int]:
+    """Start and length of what sharding gives the `place`-th of `size` ranks of a stretch, as `torch.chunk` cuts it."""
+    each = -(-length // size)
+    begin = min(each * place, length)
+    return start + begin, min(each, length - begin)

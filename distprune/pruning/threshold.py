@@ -54,7 +54,7 @@ def share(tensors: Sequence[Prunable]) -> list[tuple[int, int, int]]:
     pieces: list[tuple[int, int, int]] = []
     for layout in dict.fromkeys(t.part.layout for t in tensors):
         alike = [(number, t) for number, t in enumerate(tensors) if t.part.layout == layout]
-        sizes = [t.local.numel() for _, t in alike]
+        sizes = [t.held for _, t in alike]
         part = alike[0][1].part
         low = sum(sizes) * part.copy // part.copies
         high = sum(sizes) * (part.copy + 1) // part.copies
@@ -67,6 +67,9 @@ def share(tensors: Sequence[Prunable]) -> list[tuple[int, int, int]]:
 
 class Search:
     """Looks for thresholds among the weights as they are, together with the other ranks.
+
+    Where an element stands for several weights that go at once (`Prunable.unit`), so many elements go as fit into the
+    number of weights that is asked for, up to the first that does not.
 
     Args:
         tensors: the prunable tensors, in the same order on every rank; pruned weights are 0.
@@ -98,7 +101,34 @@ class Search:
         """This rank's share of the keys: (number of the tensor, place in memory order, keys), in small pieces."""
         for number, start, stop in self._pieces:
             for begin, end in chunks(start, stop):
-                yield number, begin, self._scorer.keys(self.tensors[number], self._masks[number], begin, end)
+                yield number, begin, self.keys(number, begin, end)
+
+    def keys(self, number: int, begin: int, end: int) -> Tensor:
+        """Keys of a tensor's elements from `begin` to `end` of this rank's part, in memory order."""
+        return self._scorer.keys(self.tensors[number], self._masks[number], begin, end)
+
+    def scores(self, number: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Scores of the same (float64, 0 where pruned), and where they are kept (bool)."""
+        mask = self._masks[number][begin:end]
+        return torch.where(mask, self.format.values(self.keys(number, begin, end)), 0.0), mask
+
+    def largest(self) -> Tensor:
+        """The largest score of each tensor, of either sign (float64, 1-D); inf where one is NaN or infinite. One
+        collective."""
+        largest = torch.zeros(len(self.tensors), dtype=torch.float64, device=self.device)
+        for number, start, stop in self._pieces:
+            for begin, end in chunks(start, stop):
+                scores = self.scores(number, begin, end)[0].abs_().nan_to_num_(torch.inf, torch.inf)
+                largest[number] = largest[number].maximum(scores.max())
+        return self.ranks.max(largest)
+
+    def keeps(self, threshold: Threshold, number: int) -> Iterator[tuple[int, int, Tensor]]:
+        """What a threshold leaves of this rank's part of a tensor: (begin, end, whether weights stay), in small pieces.
+
+        A piece is looked at when it is asked for, so that what came before may be masked by then.
+        """
+        for begin, end in chunks(0, len(self._masks[number])):
+            yield begin, end, threshold.keeps(self.tensors[number], self.keys(number, begin, end), begin)
 
     def together(self, k: int) -> Threshold:
         """The threshold of all tensors that prunes exactly `k` weights, those pruned already among them.
@@ -135,7 +165,7 @@ class Search:
         """How many weights of each tensor a threshold leaves pruned. One collective, an integer for each tensor."""
         counts = torch.zeros(len(self.tensors), dtype=torch.int64, device=self.device)
         for number, begin, keys in self.pieces():
-            counts[number] += self._count_pruned(threshold, number, begin, keys)
+            counts[number] += self._count_pruned(threshold, number, begin, keys) * self.tensors[number].unit
         return [int(count) for count in self.ranks.sum(counts).tolist()]
 
     def _count_pruned(self, threshold: Threshold, number: int, begin: int, keys: Tensor) -> Tensor:
@@ -152,9 +182,9 @@ class Search:
             pruned: how many are pruned of each group.
         """
 
-        def grouped() -> Iterator[tuple[int, Tensor]]:
+        def grouped() -> Iterator[tuple[int, Tensor, int]]:
             for number, _, keys in self.pieces():
-                yield groups[number], keys
+                yield groups[number], keys, self.tensors[number].unit
 
         digits = digit_widths(self.format.bits, len(ks))
 
@@ -174,20 +204,23 @@ class Search:
             return [Threshold(kth.key, 0) for kth in found]
         last = self.tensors[-1].end - 1
 
-        def from_the_end() -> Iterator[tuple[int, Tensor]]:
+        def from_the_end() -> Iterator[tuple[int, Tensor, int]]:
             for number, begin, keys in self.pieces():
                 if (group := groups[number]) in split:
                     end = begin + len(keys)
                     tied = keys == found[group].key
                     del keys  # an update's memory is counted
                     tied &= self._masks[number][begin:end]
-                    yield split.index(group), last - self.tensors[number].indices(begin, end)[tied]
+                    places = last - self.tensors[number].indices(begin, end)[tied]
+                    yield split.index(group), places, self.tensors[number].unit
 
         digits = digit_widths(last.bit_length(), len(split), at_least=INDEX_PASSES)
-        places = kth_smallest(
+        found_places = kth_smallest(
             from_the_end, [ties[group] for group in split], digits, self.ranks, self.device, self._counts_dtype
         )
-        index = dict(zip(split, (last - place.key for place in places), strict=True))
+        # An element of which only a part would go stays.
+        firsts = (last - place.key + (place.rank < place.equal) for place in found_places)
+        index = dict(zip(split, firsts, strict=True))
         return [Threshold(kth.key, index.get(group, 0)) for group, kth in enumerate(found)]
 
     def refuse_nonfinite(self) -> None:

@@ -10,7 +10,9 @@ from distprune.errors import ConfigError, reason
 from distprune.pruning import (
     NM,
     Allocation,
+    Blocks,
     Bounds,
+    Columns,
     CosineSchedule,
     CubicSchedule,
     ErdosRenyiKernel,
@@ -19,8 +21,10 @@ from distprune.pruning import (
     LampAllocation,
     LinearSchedule,
     Movement,
+    Pattern,
     PolynomialSchedule,
     Random,
+    Rows,
     Schedule,
     Score,
     TableAllocation,
@@ -104,9 +108,16 @@ def make_allocation(prune: Prune) -> Allocation:
     return known[prune.allocation]
 
 
-def make_pattern(prune: Prune) -> NM | None:
+def make_pattern(prune: Prune) -> Pattern | None:
     """`prune.pattern`."""
-    return None if prune.pattern in (None, "channels") else NM.parse(prune.pattern or "")
+    if prune.pattern in (None, "channels"):
+        return None
+    assert prune.pattern is not None
+    if prune.pattern == "rows":
+        return Rows()
+    if prune.pattern == "columns":
+        return Columns()
+    return NM.parse(prune.pattern) if ":" in prune.pattern else Blocks.parse(prune.pattern)
 
 
 def make_most(prune: Prune, channels: Channels) -> dict[str, float]:

@@ -19,7 +19,7 @@ from distprune.data import Order
 from distprune.data.sampler import mix
 from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
-from distprune.pruning import MaskHolder, Pruner, Schedule, Score
+from distprune.pruning import MaskHolder, Permutations, Pruner, Schedule, Score
 from distprune.structured import ChannelPruner, Channels, GroupPenalty, find_channels, kept_of
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
@@ -31,6 +31,7 @@ from distprune.training.images import Images
 from distprune.training.liveness import Liveness
 from distprune.training.methods import make_allocation, make_bounds, make_most, make_pattern, make_score
 from distprune.training.nonfinite import LossWatch
+from distprune.training.permuting import reorder_channels
 from distprune.training.phases import Span, Timetable, make_timetable
 from distprune.training.ramps import lay_out, stretch
 from distprune.training.recovery import Recovery
@@ -239,6 +240,8 @@ class Job:
     shrinking: Shrinking
     stopper: Stopper
     liveness: Liveness
+    permuted: Permutations | None
+    """The order that channels were brought into; None where `prune.permute` is off."""
 
 
 def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job:
@@ -261,6 +264,9 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     if not is_sharded(accelerator):  # else every rank's part is moved alone
         place(bare, config, accelerator)
     outputs = check_fit(bare, held_out.images.first_images(), classes, accelerator)
+    permuted = None
+    if config.prune.permute:
+        permuted = reorder_channels(bare, held_out.images.first_images(), config, accelerator)
     channels = find_prunable_channels(config, bare, held_out.images.first_images())
     wrapped, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
     images, labels = train.first_samples()
@@ -306,7 +312,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     )  # fmt: skip
     return Job(
         config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, recovery, shrinking,
-        stopper, liveness,
+        stopper, liveness, permuted,
     )  # fmt: skip
 
 

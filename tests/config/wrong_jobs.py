@@ -402,6 +402,21 @@ ROUNDS = [
 PATTERNS = [
     ("pattern that is none", ["prune.pattern=2by4"], ["prune.pattern", "2by4"]),
     ("pattern that keeps all", ["prune.pattern='4:4'"], ["prune.pattern", "1 <= N < M"]),
+    ("block of one weight", ["prune.pattern=1x1"], ["prune.pattern", "two weights or more"]),
+    ("block of none", ["prune.pattern='0x4'"], ["prune.pattern", "two weights or more"]),
+    ("rows and lamp", ["prune.pattern=rows", "prune.allocation=lamp"], ["prune.allocation", "take another"]),
+    ("blocks that nothing fits", ["prune.pattern=126x126"], ["nothing to prune", "no multiple of 126"]),
+    ("permutation for no groups", ["prune.permute=true", "prune.pattern=4x4"], ["prune.permute", "to N:M"]),
+    ("permutation of nothing", ["prune.permute=true", "prune.pattern='2:4'"], ["prune.permute", "model.weights"]),
+    (
+        "permutation and features",
+        [
+            "prune.permute=true",
+            "distill.teacher={weights: w.pt}",
+            "distill.features=[{student: '6', teacher: '6'}]",
+        ],
+        ["prune.permute", "distill.features"],
+    ),
     ("pattern of another sparsity", ["prune.pattern='1:4'"], ["prune.sparsity", "0.5", "0.75"]),
     ("pattern and lamp", ["prune.pattern='2:4'", "prune.allocation=lamp"], ["prune.allocation", "take another"]),
     ("pattern and a guard", [*GUARDED, "prune.pattern='2:4'"], ["prune.guard", "prune.pattern"]),

@@ -4,16 +4,13 @@ import copy
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from distprune.pruning import (
-    NM,
     Bounds,
     ErdosRenyiKernel,
-    GlobalAllocation,
     LampAllocation,
     Movement,
     Pruner,
@@ -138,52 +135,7 @@ def scores_by_gradients_are_those_of_one_process_on_the_whole_batch(alone):
             assert together.zeros == round(0.8 * together.weights)
 
 
-def patterns_are_those_of_one_process(alone):
-    torch.manual_seed(8)
-    whole = [normal(40, 32), few_values(9, 16), normal(8, 8, 3, 3), normal(300, 5), few_values(12, 8, 1, 1)]
-    options = {"pattern": NM(2, 4), "min_weights": 0}
-    for layout in ("replicas", "dim 0", *(name for name in layouts() if "dim 0 twice" in name or name == "HSDP")):
-        places = {"replicas": [None], **layouts()}[layout]
-        for allocation in (GlobalAllocation(), UniformAllocation()):
-            tensors = [placed(t, places[i % len(places)]) for i, t in enumerate(whole)]
-            found = []
-            for given, group in ((tensors, None), (copy.deepcopy(whole), alone)):
-                model = Bag(given)
-                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-                schedule = Levels((0.2, 0.45, 0.5))
-                pruner = Pruner(
-                    model, optimizer, schedule, include=["*"], allocation=allocation, group=group, **options
-                )
-                found.append((pruner, optimizer))
-            (ours, optimizer), (single, single_optimizer) = found
-            assert "no multiple of 4" in ours.left_out["tensors.3"]
-            for level in (0.2, 0.45, 0.5):
-                ours.step(), single.step()
-                assert ours.zeros == round(level * ours.weights)
-                assert_same(ours, single, f"{layout}, at {level}")
-                optimizer.step(), single_optimizer.step()
-            for mask in single.masks.values():
-                assert (mask.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all()
-
-
-def shards_cut_no_group_or_are_refused(alone):
-    line = layouts()["dim 1"][0]
-
-    def pruner(width):
-        model = Bag([placed(normal(4, width), line)])
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return Pruner(model, optimizer, Levels((0.5,)), include=["*"], pattern=NM(2, 4))
-
-    whole = pruner(4 * dist.get_world_size())
-    whole.step()
-    assert (local(whole.masks["tensors.0"]).reshape(-1, 4).sum(1) == 2).all()
-    with pytest.raises(ValueError, match="cuts groups of 4"):
-        pruner(12)  # six or three for each rank
-
-
 CHECKS = (
-    patterns_are_those_of_one_process,
-    shards_cut_no_group_or_are_refused,
     every_allocation_gives_the_masks_of_one_process,
     an_update_never_gathers_and_what_travels_does_not_grow_with_the_weights,
     scores_by_gradients_are_those_of_one_process_on_the_whole_batch,

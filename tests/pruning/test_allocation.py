@@ -108,7 +108,7 @@ def test_bounds_and_budget_are_met_together_and_nothing_better_stays_pruned(draw
     before = kept(pruner)
     for number, level in enumerate(levels):
         k = round(level * total)
-        limits = make_limits(pruner.tensors, pruner._bounds, min_weights, zeros(pruner), k, final)
+        limits = make_limits(pruner.tensors, pruner._bounds, min_weights, zeros(pruner), k, final, [1] * len(tensors))
         lowest = limits.lowest
         assert limits.highest == tuple(highest)
         if k == final:

@@ -133,3 +133,17 @@ def test_chunks_cover_a_stretch_without_overlap(start, length, size):
     found = list(chunks(start, start + length, size))
     assert [i for low, high in found for i in range(low, high)] == list(range(start, start + length))
     assert all(0 < high - low <= size for low, high in found)
+
+
+@pytest.mark.parametrize(
+    ("length", "splits", "cuts"),
+    [
+        (12, (), []),
+        (12, ((1, 3),), [4, 8]),
+        (10, ((1, 3), (0, 2), (1, 2)), [2, 4, 6, 8, 9]),
+        (2, ((1, 4),), [1]),
+        (1, ((1, 4),), []),
+    ],
+)
+def test_cuts_are_where_parts_begin_that_hold_something(length, splits, cuts):
+    assert Part((6, length), (0, 0), (6, length), 1, 0, None, splits).cuts(1) == cuts

@@ -281,7 +281,7 @@ class ManyRanks(Ranks):
 @given(st.lists(st.lists(st.integers(0, 2**20 - 1), min_size=1, max_size=40), min_size=1, max_size=9), st.data())
 def test_kth_smallest_of_many_groups_is_that_of_each_by_itself(groups, data):
     ks = [data.draw(st.integers(1, len(keys))) for keys in groups]
-    parts = [(group, torch.tensor(keys)) for group, keys in enumerate(groups)]
+    parts = [(group, torch.tensor(keys), 1) for group, keys in enumerate(groups)]
     digits = digit_widths(20, 2 ** data.draw(st.integers(0, 14)))
     for keys, k, found in zip(
         groups, ks, kth_smallest(lambda: iter(parts), ks, digits, Ranks(), torch.device("cpu")), strict=True
@@ -307,7 +307,7 @@ def test_kth_smallest_counts_beyond_2_to_the_31(keys, times, data):
     k = data.draw(st.integers(1, len(keys) * times))
     ranks = ManyRanks(times)
     parts = torch.tensor(keys, dtype=torch.int32).split(7)
-    (found,) = kth_smallest(lambda: ((0, part) for part in parts), [k], digit_widths(31), ranks, torch.device("cpu"))
+    (found,) = kth_smallest(lambda: ((0, part, 1) for part in parts), [k], digit_widths(31), ranks, torch.device("cpu"))
     kth = sorted(keys)[(k - 1) // times]
     below = sum(key < kth for key in keys) * times
     equal = keys.count(kth) * times
@@ -320,7 +320,9 @@ def test_kth_smallest_counts_beyond_2_to_the_31(keys, times, data):
 def test_kth_smallest_of_more_than_2_to_the_31_weights_stays_within_a_mebibyte():
     keys = SINGLE.keys(torch.ones(100))
     ranks = ManyRanks(2**33)
-    (found,) = kth_smallest(lambda: iter([(0, keys)]), [50 * 2**33 + 1], digit_widths(31), ranks, torch.device("cpu"))
+    (found,) = kth_smallest(
+        lambda: iter([(0, keys, 1)]), [50 * 2**33 + 1], digit_widths(31), ranks, torch.device("cpu")
+    )
     assert (found.rank, found.equal) == (50 * 2**33 + 1, 100 * 2**33)
     assert ranks.sums == 2
     assert ranks.bytes <= 2**20

@@ -216,6 +216,39 @@ def test_a_pattern_is_approached_and_whole_at_the_end():
             assert ((weight != 0).view(-1, 4).sum(1) == 2).all(), name
 
 
+def test_whole_rows_go_as_many_as_fit(capsys):
+    assert command(["plan", str(DIGITS), *LINEAR, "prune.pattern=rows"]) == 0
+    assert "in whole blocks" in capsys.readouterr().out
+    run("prune.pattern=rows", "prune.every=20", "prune.sparsity=0.7")
+    zeros = weights = 0
+    for weight in load_file("run/model.safetensors").values():
+        if weight.dim() == 2:
+            stays = weight != 0
+            assert (stays.all(1) | ~stays.any(1)).all()
+            zeros, weights = zeros + int((~stays).sum()), weights + weight.numel()
+    assert 0.7 * weights - 300 < zeros <= 0.7 * weights
+    assert read_json("run/summary.json")["prune/zeros"] == zeros
+
+
+def test_channels_are_reordered_before_pruning_and_more_is_kept(capsys):
+    run("prune.sparsity=0", "phases.prune={}", "phases.finetune={}", "distill=null", name="dense")
+    words = [
+        "model.weights=dense/model.safetensors", "prune.pattern='2:4'", "prune.sparsity=0.5", "distill=null",
+        "prune.schedule=oneshot", "phases.dense={}", "phases.prune={}", "phases.finetune={steps: 1, lr: 1.0e-9}",
+    ]  # fmt: skip
+    assert command(["plan", str(DIGITS), *LINEAR, *words, "prune.permute=true"]) == 0
+    assert "2 chains of channels can be reordered" in capsys.readouterr().out
+    kept, dense = {}, set()
+    for permute in ("false", "true"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run(*words, f"prune.permute={permute}", name=f"permute-{permute}")
+        dense.add(read_json(f"permute-{permute}/summary.json")["dense/top1"])
+        weights = load_file(f"permute-{permute}/model.safetensors")
+        kept[permute] = sum(w.abs().sum().item() for w in weights.values() if w.dim() == 2)
+    assert len(dense) == 1, "the dense model computes the same"
+    assert kept["true"] > 1.002 * kept["false"]
+
+
 def test_plan_shows_rounds(capsys):
     rounds = ["phases.prune={}", "prune.rounds.count=3", "phases.dense={epochs: 3}", "phases.finetune={epochs: 2}"]
     assert command(["plan", str(DIGITS), *LINEAR, *rounds]) == 0
