@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,22 +41,26 @@ def find_channels(model: nn.Module, example: Any, include: Sequence[str] = (), e
     """
     selection = find_prunable(model, include, exclude)
     allowed, left_out = {tensor.name for tensor in selection.tensors}, dict(selection.left_out)
-    tried, inputs = _prepared(model, example)
     try:
+        tried, inputs = _prepared(model, example)
         work = measure(tried, inputs)
-        found = [*trace(tried, inputs), *heads(tried)]
+        with torch.enable_grad():
+            found = [*trace(tried, inputs), *heads(tried, {layer.tensor for layer in work})]
     except Exception as error:  # whatever a model raises, and what tracing stumbles over
         raise ValueError(f"the channels of {type(model).__name__} cannot be traced: {reason(error)}") from error
     reasons: dict[str, str] = {}
     good: list[Traced] = []
+    unfit = _unfit(model)
     for group in found:
         outside = [name for name in group.makers if name not in allowed]
         why = group.problem or (f"{outside[0]} is {left_out.get(outside[0], 'not pruned')}" if outside else None)
+        why = why or next((unfit(name) for name, *_ in group.links if unfit(name)), None)
         if why is None:
             good.append(group)
         else:
             reasons[group.name] = why
-    reasons |= _Trial(tried, inputs).failing(good)
+    with torch.random.fork_rng(devices=[]):
+        reasons |= _Trial(tried, inputs).failing(good)
     channels = _channels(tried, [group for group in good if group.name not in reasons], work, reasons)
     if not channels.groups:
         raise ValueError(
@@ -102,13 +106,34 @@ def _channels(model: nn.Module, found: Sequence[Traced], work: Sequence[Work], l
     )
 
 
+def _unfit(model: nn.Module) -> Callable[[str], str | None]:
+    """Says of a parameter or buffer why nothing can be removed from it, if it cannot."""
+    names: dict[Tensor, set[tuple[nn.Module, str]]] = {}
+    state: dict[str, Tensor] = dict(model.named_buffers())
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, leaf = name.rpartition(".")
+        names.setdefault(parameter, set()).add((model.get_submodule(owner), leaf))
+        state[name] = parameter
+
+    def why(name: str) -> str | None:
+        if name not in state:
+            return f"{name}, which hangs on it, is no parameter but computed"
+        if (tensor := state[name]) not in names:
+            return None  # a buffer
+        if len(names[tensor]) > 1:
+            return f"{name}, which hangs on it, is shared by several layers"
+        return None if tensor.requires_grad else f"{name}, which hangs on it, is frozen (requires_grad is False)"
+
+    return why
+
+
 class _Trial:
-    """Removes about half of the units from copies of a model, and looks at what comes out."""
+    """Removes some units from copies of a model, and looks at what comes out."""
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self._model = model
         self._example = example
-        self._dense = self._outputs(model)
+        self._trains = self._runs_in_training()
 
     def failing(self, groups: Sequence[Traced]) -> dict[str, str]:
         """The groups that do not stand being removed in part, and why, found by halving.
@@ -124,33 +149,63 @@ class _Trial:
         found = self.failing(groups[:half]) | self.failing(groups[half:])
         if not found:
             raise ValueError(f"the channels of {type(self._model).__name__} cannot be removed together: {why}")
-        return found
+        return found | self.failing([group for group in groups if group.name not in found])
 
     def _problem(self, groups: Sequence[Traced]) -> str | None:
+        """Tried with few, half and most of the units, since some shapes fit by chance."""
         channels = _channels(self._model, groups, (), {})
-        kept = torch.rand(channels.units, generator=torch.Generator().manual_seed(0)) < 0.5
-        for group in channels.groups:
-            kept[group.begin] = True
-        tried = copy.deepcopy(self._model)
-        zero(tried, channels, kept)
-        masked = self._outputs(tried)
-        try:
-            resize(tried, positions(channels, torch.ones_like(kept), kept))
-            shrunk = self._outputs(tried)
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-            return f"without some of them the model does not run: {reason(error)}"
-        for dense, one, other in zip(self._dense, masked, shrunk, strict=True):
-            if one.shape != other.shape:
-                return f"without some of them the output has shape {tuple(other.shape)}, not {tuple(one.shape)}"
-            # Channels of a model that was never trained may hardly matter, so against what it matters that they go.
-            effect, difference = ((one - two).abs().max() for two in (dense, other))
-            if not difference <= EFFECT * effect + NOISE[one.dtype] * one.abs().max():
-                return f"without some of them the model does not compute the same: outputs differ by {difference:.2g}"
+        generator = torch.Generator().manual_seed(0)
+        for share in (0.5, 0.2, 0.8):
+            kept = torch.rand(channels.units, generator=generator) < share
+            for group in channels.groups:
+                kept[group.begin], kept[group.begin + group.size - 1] = True, False
+            tried = copy.deepcopy(self._model)
+            _stir(tried, generator)
+            dense = self._outputs(tried)
+            zero(tried, channels, kept)
+            masked = self._outputs(tried)
+            try:
+                resize(tried, positions(channels, torch.ones_like(kept), kept))
+                shrunk = self._outputs(tried)
+                if self._trains:
+                    self._outputs(tried.train())
+            except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+                return f"without some of them the model does not run: {reason(error)}"
+            for before, one, other in zip(dense, masked, shrunk, strict=True):
+                if one.shape != other.shape:
+                    return f"without some of them the output has shape {tuple(other.shape)}, not {tuple(one.shape)}"
+                if not one.numel():
+                    continue
+                # Channels of a model that was never trained may hardly matter, so against what it matters they go.
+                effect, difference = ((one - two).abs().max() for two in (before, other))
+                if not difference <= EFFECT * effect + NOISE[one.dtype] * one.abs().max():
+                    return (
+                        f"without some of them the model does not compute the same: outputs differ by {difference:.2g}"
+                    )
         return None
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         return [output for output in tensors(run(model, self._example)) if output.is_floating_point()]
+
+    def _runs_in_training(self) -> bool:
+        """Whether the model runs in training mode too, where it may use layers that it does not use otherwise."""
+        try:
+            self._outputs(copy.deepcopy(self._model).train())
+        except Exception:  # batch norm wants more than one value, losses want labels
+            return False
+        return True
+
+
+def _stir(model: nn.Module, generator: torch.Generator) -> None:
+    """Give factors, biases and running means what training may: of a model freshly made many are 0, and hide things."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.empty_like(parameter).uniform_(-0.1, 0.1, generator=generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(torch.empty_like(buffer).uniform_(-0.1, 0.1, generator=generator))
 
 
 def zero(model: nn.Module, channels: Channels, kept: Tensor) -> None:

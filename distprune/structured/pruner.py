@@ -22,7 +22,7 @@ from distprune.pruning.prunable import reshard, unwrap
 from distprune.pruning.scorer import Scorer
 from distprune.pruning.shards import Part, local
 from distprune.structured.channels import Channels
-from distprune.structured.selection import Limits, Norm, along, choose, rank_units, unit_scores
+from distprune.structured.selection import Limits, Norm, along, choose, mean_size, rank_units, unit_scores
 from distprune.structured.shrink import Kept, composed, kept_of, note_kept, positions, resize, select
 
 Budget = Literal["channels", "params", "macs"]
@@ -53,8 +53,8 @@ class ChannelPruner(MaskHolder):
         group: the process group whose ranks prune together; None takes the default group.
 
     Raises:
-        ValueError: the optimizer does not train what is to be pruned, a setting lies outside its range, or limits do
-            not allow what the schedule ends with.
+        ValueError: the channels are of another model, the optimizer does not train what is to be pruned, a setting lies
+            outside its range, or limits do not allow what the schedule ends with.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class ChannelPruner(MaskHolder):
         most: Mapping[str, float] = MappingProxyType({}),
         group: dist.ProcessGroup | None = None,
     ) -> None:
+        _check_fit(model, channels)
         _check(channels, multiple, min_width, most)
         ranks = Ranks(group)
         reshard(model)
@@ -142,7 +143,7 @@ class ChannelPruner(MaskHolder):
         """The L2 norm of all scored weights of each unit (float32, the same on every rank)."""
         squares = torch.zeros(self.channels.units + 1, device=self.tensors[0].local.device)
         for tensor, dim, owner in self.scored_parts():
-            if tensor.part.copy == 0 or not isinstance(tensor.weight, DTensor):
+            if tensor.part.copy == 0 or not self.is_sharded:
                 squares.index_add_(0, owner % len(squares), along(tensor.local.float().square(), dim))
         if self.is_sharded:
             self._ranks.sum(squares)
@@ -270,7 +271,8 @@ class ChannelPruner(MaskHolder):
             what = "weights are" if self._scorer.is_magnitude else "scores are"
             raise NonFiniteError(f"{what} NaN or infinite at step {step}: {error}; nothing was pruned") from None
         order = rank_units(self.channels, scores, self.kept, self._compare)
-        self.kept, taken = choose(order, self.kept, self._limits, self.cost, (1 - target) * self._dense)
+        before = self.kept
+        self.kept, taken = choose(order, before, self._limits, self.cost, (1 - target) * self._dense)
         self._lay_masks()
         for tensor in self.tensors:
             mask_ops.apply(self.masks[tensor.name], tensor.local)
@@ -279,8 +281,7 @@ class ChannelPruner(MaskHolder):
             return 0.0
         last = int(order[taken - 1])
         group = next(g for g in self.channels.groups if g.begin <= last < g.begin + g.size)
-        mean = sum(scores[group.units]) / group.size
-        return scores[last] / mean if mean else 0.0
+        return scores[last] / mean_size(scores, [u for u in range(group.begin, group.begin + group.size) if before[u]])
 
     def _left(self, units: Tensor) -> Kept:
         return composed(self._made_as, positions(self.channels, torch.ones_like(units), units))
@@ -300,7 +301,7 @@ class ChannelPruner(MaskHolder):
         """Refuse what limits do not allow, before anything is pruned."""
         order = torch.arange(self.channels.units)
         most = 1 - self.cost(self._limits.apply(order, len(order), self.kept)) / self._dense
-        if most < self.schedule.final:
+        if most < self.schedule.final - 1e-9:
             raise ValueError(
                 f"at most {most:.4f} of the {self.budget} can go with the channels that may be removed and what stays "
                 f"of each group, but {self.schedule.final:g} is asked for; `left_out` says what stays dense, and why"
@@ -315,6 +316,16 @@ def _tensors(model: nn.Module, channels: Channels, ranks: Ranks) -> list[Prunabl
             tensors.append(Prunable(name, weight, offset, Part.of(weight, ranks)))
             offset += weight.numel()
     return tensors
+
+
+def _check_fit(model: nn.Module, channels: Channels) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in unwrap(model).named_parameters()}
+    for name in sorted(channels.parameters):
+        if shapes.get(name) != channels.shapes[name]:
+            raise ValueError(
+                f"the channels are of another model, in which {name} has shape {channels.shapes[name]}, not "
+                f"{shapes.get(name)}: find those of this one"
+            )
 
 
 def _check(channels: Channels, multiple: int, min_width: int, most: Mapping[str, float]) -> None:

@@ -85,21 +85,26 @@ def rank_units(
         channels: of the model.
         scores: of all units.
         kept: which have not gone yet.
-        compare: global divides scores by the mean of those of their group that are left, and sorts all; uniform takes
-            the same share of every group.
+        compare: global divides scores by the mean size of those of their group that are left, and sorts all; uniform
+            takes the same share of every group.
     """
     keys: list[tuple[float, int]] = []
     for group in channels.groups:
         left = [unit for unit in range(group.begin, group.begin + group.size) if kept[unit]]
         if compare == "global":
-            mean = sum(scores[unit] for unit in left) / len(left)
-            keys += [(scores[unit] / mean if mean else 0.0, -unit) for unit in left]
+            mean = mean_size(scores, left)
+            keys += [(scores[unit] / mean, -unit) for unit in left]
         else:
             # Of equal ones the later goes first, as everywhere.
             order = sorted(left, key=lambda unit: (scores[unit], -unit))
             gone = group.size - len(left)
             keys += [((gone + place + 0.5) / group.size, -unit) for place, unit in enumerate(order)]
     return torch.tensor([-unit for _, unit in sorted(keys)], dtype=torch.int64)
+
+
+def mean_size(scores: Sequence[int], units: Sequence[int]) -> float:
+    """The mean of absolute scores, of those that may be negative too; 1.0 where all are 0."""
+    return sum(abs(scores[unit]) for unit in units) / len(units) or 1.0
 
 
 class Limits:

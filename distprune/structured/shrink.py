@@ -16,6 +16,7 @@ Kept = Mapping[str, Mapping[int, Tensor]]
 """By tensor and dimension: which indices are left (int64, 1-D, ascending)."""
 
 _KEPT = "_distprune_kept"
+_DEPTHWISE = "_distprune_depthwise"
 
 
 def kept_of(model: nn.Module) -> Kept:
@@ -37,6 +38,14 @@ def composed(before: Kept, where: Kept) -> Kept:
         for dim, index in dims.items():
             mine[dim] = mine[dim][index] if dim in mine else index
     return noted
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a convolution has a filter of its own for each channel, or had as it was made: with one channel left it
+    cannot be told from others, nor can one in groups of which each has one channel left."""
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        return False
+    return getattr(module, _DEPTHWISE, 1 < module.groups == module.in_channels == module.out_channels)
 
 
 def layout(kept: Kept) -> dict[str, Any]:
@@ -102,10 +111,7 @@ def resize(model: nn.Module, where: Kept, optimizer: Optimizer | None = None) ->
             if optimizer is not None and old in optimizer.state:
                 state = optimizer.state.pop(old)
                 optimizer.state[new[id(old)]] = {
-                    key: select(value, where.get(name, {}))
-                    if isinstance(value, Tensor) and value.shape == old.shape
-                    else value
-                    for key, value in state.items()
+                    key: _select_state(value, old, where.get(name, {})) for key, value in state.items()
                 }
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, new[id(old)])
@@ -130,33 +136,46 @@ def select(tensor: Tensor, where: Mapping[int, Tensor]) -> Tensor:
         chosen = chosen.index_select(dim, index.clamp(min=0))
         if bool((index < 0).any()):
             chosen.index_fill_(dim, (index < 0).nonzero()[:, 0], 0)
-    if chosen is tensor or chosen.data_ptr() == tensor.data_ptr():
-        chosen = chosen.clone()
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return chosen.contiguous(memory_format=torch.channels_last)
-    return chosen
+    by_stride = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    back = sorted(range(tensor.dim()), key=by_stride.__getitem__)
+    return chosen.permute(by_stride).clone(memory_format=torch.contiguous_format).permute(back)
+
+
+def _select_state(value: Any, parameter: Tensor, where: Mapping[int, Tensor]) -> Any:
+    """What an optimizer knows of a parameter: one value for each element, or for each row or column (Adafactor)."""
+    if not isinstance(value, Tensor) or value.dim() != parameter.dim():
+        return value
+    return select(value, {dim: index for dim, index in where.items() if value.shape[dim] == parameter.shape[dim]})
 
 
 def _thin_attention(model: nn.Module, where: Kept) -> None:
     """Put attention that may have any number of heads in the place of that which loses some."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.MultiheadAttention) and f"{name}.in_proj_weight" in where:
+        if not isinstance(module, nn.MultiheadAttention):
+            continue
+        rows = where.get(f"{name}.in_proj_weight", {}).get(0)
+        if rows is not None and len(rows) < len(module.in_proj_weight):
             owner, _, leaf = name.rpartition(".")
             thin = ThinAttention.like(module)
-            thin._forward_hooks, thin._forward_pre_hooks = module._forward_hooks, module._forward_pre_hooks
+            thin.__dict__ |= {key: hooks for key, hooks in vars(module).items() if "_hooks" in key}
             setattr(model.get_submodule(owner), leaf, thin)
+    for module in model.modules():
+        # Its nested tensors are for nn.MultiheadAttention in all layers.
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, ThinAttention) for m in module.modules()):
+            module.use_nested_tensor = False
 
 
 def _refit(module: nn.Module) -> None:
     """Let a module know the sizes that its tensors have."""
     if isinstance(module, nn.modules.conv._ConvNd):
-        depthwise = module.groups == module.in_channels == module.out_channels and module.weight.shape[1] == 1
-        outputs, inputs = module.weight.shape[:2]
-        if module.transposed:
-            outputs, inputs = inputs, outputs
-        if depthwise:
-            module.groups = module.weight.shape[0]
-        module.out_channels, module.in_channels = outputs, inputs * module.groups
+        setattr(module, _DEPTHWISE, is_depthwise(module))
+        first, second = module.weight.shape[:2]
+        if is_depthwise(module):
+            module.groups = module.out_channels = module.in_channels = first
+        elif module.transposed:
+            module.in_channels, module.out_channels = first, second * module.groups
+        else:
+            module.out_channels, module.in_channels = first, second * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):

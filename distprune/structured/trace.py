@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,15 @@ import torch_pruning
 from torch import Tensor, nn
 from torch_pruning._helpers import _HybridIndex
 from torch_pruning.ops import OPTYPE
+from torch_pruning.pruner.function import MultiheadAttentionPruner
 
+from distprune.structured.attention import ThinAttention
 from distprune.structured.example import run, tensors
+from distprune.structured.shrink import is_depthwise
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+ATTENTION = (nn.MultiheadAttention, ThinAttention)
 MOST_PLACES = 1024
 """Of one channel in one layer. A flattened map of 32 x 32 has as many; what is reshaped to and fro has no end."""
 
@@ -88,7 +92,10 @@ def trace(model: nn.Module, example: Any) -> Iterator[Traced]:
     graph = torch_pruning.DependencyGraph()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph.build_dependency(model, example, forward_fn=run, output_transform=_differentiable, verbose=False)
+        graph.build_dependency(
+            model, example, forward_fn=run, output_transform=_differentiable, verbose=False,
+            customized_pruners={ThinAttention: MultiheadAttentionPruner()},
+        )  # fmt: skip
     yield from _Follower(graph, model).groups()
 
 
@@ -104,7 +111,7 @@ class _Follower:
         self._names = {module: name for name, module in model.named_modules()}
         self._parameters = {id(parameter): name for name, parameter in model.named_parameters()}
         self._widths = _head_widths(model)
-        attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+        attentions = [module for module in model.modules() if isinstance(module, ATTENTION)]
         self._inside = {module for attention in attentions for module in attention.modules()}
         self._seen: set[nn.Module] = set()
 
@@ -125,11 +132,12 @@ class _Follower:
         Channels are followed from operation to operation until nothing new is reached, or something from which none can
         be removed.
         """
-        size = maker.weight.shape[1 if getattr(maker, "transposed", False) else 0]
+        size = maker.out_features if isinstance(maker, nn.Linear) else maker.out_channels
         group = Traced(self._names[maker], size)
         start = (self._graph.module2node[maker], self._graph.get_pruner_of_module(maker).prune_out_channels)
         reached = {start: dict.fromkeys(_HybridIndex(i, i) for i in range(size))}
         waiting = [(*start, list(reached[start]))]
+        group.problem = self._problem(start[0], waiting[0][2], False)
         while waiting and group.problem is None:
             node, removes, channels = waiting.pop()
             for dependency in node.dependencies:
@@ -165,6 +173,8 @@ class _Follower:
             return f"{self._parameters[id(module)]} hangs on it, which is no layer's"
         if node.type == OPTYPE.OUTPUT:
             return "its channels are outputs of the model"
+        if node.type == OPTYPE.SPLIT:
+            return "its channels are split in parts whose sizes the model knows"
         if endless or any(channel.root_idx is None for channel in channels):
             return "its channels are reshaped, and where they end up is not known"
         if isinstance(module, nn.LayerNorm):
@@ -173,6 +183,9 @@ class _Follower:
             return f"{name} normalises over groups of its channels"
         if isinstance(module, CONVOLUTIONS) and module.transposed and module.groups > 1 and not is_depthwise(module):
             return f"{name} is a transposed convolution in groups"
+        if isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels == module.out_channels:
+            if not is_depthwise(module):
+                return f"{name} has one channel left in each of its groups"
         known = (*CONVOLUTIONS, nn.Linear, *PER_CHANNEL, nn.PReLU)
         if name is not None and not isinstance(module, known):
             return f"{name} is a {type(module).__name__}, from which no channel can be removed"
@@ -226,33 +239,32 @@ def _link_convolution(
         group.link(module, name, "weight", inputs, indices, roots, scored=True)
 
 
-def is_depthwise(module: Any) -> bool:
-    """Whether a module is a convolution that takes every channel by itself."""
-    return isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels == module.out_channels
-
-
 def _head_widths(model: nn.Module) -> dict[nn.Module, int]:
     """The width of heads that linear layers make, in attention as Hugging Face's models have it."""
     widths: dict[nn.Module, int] = {}
     for module in model.modules():
         width = getattr(module, "attention_head_size", None) or getattr(module, "head_dim", None)
-        if isinstance(width, int) and not isinstance(module, nn.MultiheadAttention):
+        if isinstance(width, int) and not isinstance(module, ATTENTION):
             widths |= {child: width for child in module.children() if isinstance(child, nn.Linear)}
     return widths
 
 
-def heads(model: nn.Module) -> Iterator[Traced]:
-    """The heads of nn.MultiheadAttention."""
+def heads(model: nn.Module, called: Set[str]) -> Iterator[Traced]:
+    """The heads of attention."""
     for name, module in model.named_modules():
-        if not isinstance(module, nn.MultiheadAttention):
+        if not isinstance(module, ATTENTION):
             continue
-        group = Traced(name, module.embed_dim, [f"{name}.in_proj_weight"])
-        if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
+        width = module.head_dim
+        size = module.num_heads * width
+        group = Traced(name, size, [f"{name}.in_proj_weight"])
+        own_inputs = isinstance(module, nn.MultiheadAttention) and (module.bias_k is not None or module.add_zero_attn)
+        if module.in_proj_weight is None or own_inputs:
             group.problem = "attention with its own widths, biases or zeros of keys and values"
-        elif module.numheads == 1:
+        elif f"{name}.in_proj_weight" not in called:
+            group.problem = "it is not called as a layer, so nobody sees what hangs on it"
+        elif module.num_heads == 1:
             group.problem = "it has one head"
         else:
-            width, size = module.head_dim, module.embed_dim
             group.ties += [list(range(begin, begin + width)) for begin in range(0, size, width)]
             rows, roots = list(range(3 * size)), list(range(size)) * 3
             group.link(module, name, "in_proj_weight", 0, rows, roots, scored=True)
