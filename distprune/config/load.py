@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -226,8 +226,10 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tags(models: Sequence[type[BaseModel]]) -> set[str]:
-    names = {model.__name__ for model in models}
-    return names | {name.lower() for name in names}
+    """What pydantic may call arms of a union: class names, and values of the keys that tell the arms apart."""
+    fields = [m.model_fields[key] for m in models for key in ("name", "task") if key in m.model_fields]
+    literals = [field.annotation for field in fields if get_origin(field.annotation) is Literal]
+    return {model.__name__ for model in models} | {value for literal in literals for value in get_args(literal)}
 
 
 def _remove(values: dict[str, Any], problem: Any) -> bool:

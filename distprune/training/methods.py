@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from distprune.config.schema import Config, Prune
 from distprune.entries import imported
 from distprune.errors import ConfigError, reason
+from distprune.integrations import hugging_face
 from distprune.pruning import (
     NM,
     Allocation,
@@ -102,6 +105,18 @@ def make_allocation(prune: Prune) -> Allocation:
         "lamp": LampAllocation(),
     }
     return known[prune.allocation]
+
+
+def chosen(prune: Prune, model: nn.Module) -> tuple[list[str], list[str]]:
+    """What of a bare model to include and to exclude: as configured, and without heads of models of transformers.
+
+    Of channels theirs of attention stay too: what computes with them knows its heads by number.
+    """
+    channels = prune.pattern == "channels"
+    include, exclude = hugging_face.chosen(
+        model, prune.include, prune.exclude, prune.embeddings, pattern=prune.pattern is not None
+    )
+    return include, exclude + (hugging_face.attention_names(model) if channels else [])
 
 
 def make_pattern(prune: Prune) -> NM | None:
