@@ -38,8 +38,14 @@ def write_tokenizer(folder, ends=True):
     if ends:
         marks = [("[CLS]", 2), ("[SEP]", 3)]
         made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", marks)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"] if ends else ["input_ids", "attention_mask"]
     PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=made,
+        model_input_names=inputs,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     ).save_pretrained(folder)
 
 

@@ -46,7 +46,7 @@ class Plan:
     samples: tuple[int, int]
     """In the training and in the evaluation split."""
     what_samples: str
-    """They are: images or texts."""
+    """They are: images, texts or blocks of tokens."""
     classes: int
     """Or tokens that the tokenizer knows."""
     counted: int

@@ -187,6 +187,8 @@ def _tokenize(
         for name in names:
             if name in made:
                 flat[name].append(np.concatenate([np.asarray(row, np.int32) for row in made[name]]))
+    if tokenizer.is_fast:  # it keeps the last call's in its file
+        tokenizer.backend_tokenizer.no_truncation()
     tokens = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in flat.items() if parts}
     return {**tokens, "ends": torch.tensor(lengths).cumsum(0)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ CLASSES = {
 
 
 def make_transformer(
-    name: str, task: str, num_labels: int, key: str, *, pretrained: bool = True, **settings: Any
+    name: str, task: str, num_labels: int, settings: Mapping[str, Any], pretrained: bool, key: str
 ) -> nn.Module:
     """A model of transformers for a task, in float32, with the weights of its safetensors files or fresh ones.
 
@@ -25,9 +26,9 @@ def make_transformer(
         name: on the Hugging Face hub, or a local folder. Without `pretrained` config.json is all that is needed.
         task: one of `CLASSES`.
         num_labels: of a classifier, unless `settings` says.
-        key: the configuration section, for messages.
-        pretrained: take its weights. What they lack, as a new head, is drawn.
         settings: replace those of its config.json.
+        pretrained: take its weights. What they lack, as a new head, is drawn.
+        key: the configuration section, for messages.
 
     Raises:
         ConfigError: it is not there, or cannot do the task.

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from distprune.config.schema import HF
+from distprune.config.schema import HF, has_own_weights
 from distprune.entries import imported, near
 from distprune.errors import ConfigError
 from distprune.models.cifar_resnet import resnet20, resnet32, resnet56
@@ -43,8 +43,9 @@ def build_model(
         MissingError: see `make_transformer`.
     """
     if name.startswith(HF):
-        args = {**args, "pretrained": pretrained and args.get("pretrained", True)}
-        return make_transformer(name.removeprefix(HF), task, num_classes, key, **args)
+        settings = {arg: value for arg, value in args.items() if arg != "pretrained"}
+        pretrained = pretrained and has_own_weights(name, args)
+        return make_transformer(name.removeprefix(HF), task, num_classes, settings, pretrained, key)
     constructor, takes_classes = _find(name, key)
     if takes_classes:
         args = {"num_classes": num_classes, **args}

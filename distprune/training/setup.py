@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from distprune.config import Config
-from distprune.config.schema import AdamW, Teacher
+from distprune.config.schema import AdamW, Teacher, Texts
 from distprune.data import Inputs, Order
 from distprune.data.sampler import mix
 from distprune.errors import ConfigError
@@ -48,10 +48,18 @@ from distprune.training.whole import metadata, plain_state
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
-    """The student with its initial weights, the same on every rank, on the CPU."""
+    """The student with its initial weights, the same on every rank, on the CPU.
+
+    Raises:
+        ConfigError: it cannot be made, or is made for shorter texts than data.max_length.
+    """
     torch.manual_seed(config.run.seed)
     own = config.model
-    return _build(config, own.name, own.args, own.weights, classes, "model")
+    model = _build(config, own.name, own.args, own.weights, classes, "model")
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(config.data, Texts) and isinstance(most, int) and config.data.max_length > most:
+        raise ConfigError(f"data.max_length: is {config.data.max_length}, but {own.name} takes {most} tokens; lower it")
+    return model
 
 
 def load_teachers(config: Config, classes: int) -> dict[str, nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,7 +31,7 @@ class Split(ABC):
         tokenizer: of texts; None of images.
     """
 
-    what: ClassVar[str]
+    what: str
     labels: Tensor | None
     outputs: int
     tokenizer: Any = None

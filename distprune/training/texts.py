@@ -20,8 +20,6 @@ class Texts(Split):
         ConfigError: see `load_texts`.
     """
 
-    what = "texts"
-
     def __init__(
         self,
         config: Config,
@@ -33,6 +31,7 @@ class Texts(Split):
         super().__init__(config, accelerator)
         self.tokenizer = tokenizer
         self._texts = load_texts(data, split, tokenizer)
+        self.what = "blocks of tokens" if self._texts.labels is None else "texts"
         self.labels, self.outputs = self._texts.labels, self._texts.outputs
 
     def __len__(self) -> int:
