@@ -43,11 +43,15 @@ def combination_faults(config: Config) -> list[str]:
 
 def _image_faults(config: Config, data: Data) -> list[str]:
     faults = []
-    if config.model.name.startswith(HF):
-        faults.append(
-            f"model.name: {config.model.name} takes texts; set data.task to text_classification or causal_lm, or take "
-            "a model of images"
-        )
+    names: dict[str, str | None] = {"model": config.model.name}
+    for key, teacher in config.distill.teachers.items() if config.distill is not None else ():
+        names[key] = teacher.name if isinstance(teacher, Teacher) else None
+    for key, name in names.items():
+        if name is not None and name.startswith(HF):
+            faults.append(
+                f"{key}.name: {name} takes texts; set data.task to text_classification or causal_lm, or take one "
+                "of images"
+            )
     if data.source == "digits" and data.path is not None:
         faults.append("data.path: digits ships with scikit-learn and takes no path; leave it out")
     if data.source != "digits" and data.path is None:

@@ -111,7 +111,7 @@ def load_tokenizer(config: Config, data: Texts) -> Any:
     with loading("data.tokenizer", name):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if data.max_length > tokenizer.model_max_length:
         raise ConfigError(
             f"data.max_length: is {data.max_length}, but the tokenizer {name} is of a model that takes "

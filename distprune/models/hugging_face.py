@@ -39,14 +39,18 @@ def make_transformer(
     with loading(f"{key}.name", name):
         import transformers
 
-        config, unknown = transformers.AutoConfig.from_pretrained(name, return_unused_kwargs=True, **settings)
+        config, unknown = transformers.AutoConfig.from_pretrained(
+            name, return_unused_kwargs=True, trust_remote_code=False, **settings
+        )
         if unknown:
             raise ConfigError(f"{key}.args: {type(config).__name__} has no {', '.join(map(repr, sorted(unknown)))}")
         auto = getattr(transformers, CLASSES[task])
         if pretrained:
-            model = auto.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True)
+            model = auto.from_pretrained(
+                name, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
         else:
-            model = auto.from_config(config, dtype=torch.float32)
+            model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     # Of use when texts are generated, and memory lost when they are learnt from.
     model.config.use_cache = False
     assert isinstance(model, nn.Module)

@@ -439,6 +439,11 @@ TRANSFORMERS = [
         ["model.name=hf:SETS/bert"],
         ["model.name: hf:", "data.task", "text_classification"],
     ),
+    (
+        "images for a teacher of texts",
+        ["distill.teacher={name: 'hf:SETS/bert'}"],
+        ["distill.teacher.name", "takes texts"],
+    ),
     ("texts for a model of images", [*TEXTS, "model.name=digits_cnn"], ["data.tokenizer", "none of its own"]),
     (
         "tokens for a model of images",

@@ -19,7 +19,7 @@ from tests.jobs import ROOT, read_json, read_rows
 from tests.training.runs import reached, run, whole
 
 LONG = (
-    "phases={dense: {steps: 40, lr: 0.002}, prune: {steps: 60, lr: 0.001}, finetune: {steps: 100, lr: 0.001}}",
+    "phases={dense: {steps: 20, lr: 0.002}, prune: {steps: 30, lr: 0.001}, finetune: {steps: 60, lr: 0.001}}",
     "train.accumulate=2",
     "run.log_every=2",
 )
@@ -103,7 +103,7 @@ def test_two_ranks_learn_the_same_and_go_on_to_the_same_bytes(tmp_path, environm
 
     code, output = start("undisturbed")
     assert code == 0, output
-    _, output = start("stopped", send=signal.SIGTERM, once=reached(tmp_path / "stopped", 50))
+    _, output = start("stopped", send=signal.SIGTERM, once=reached(tmp_path / "stopped", 24))
     assert read_json("stopped/status.json")["state"] == "preempted", output
     code, output = start("stopped")
     assert code == 0, output
@@ -115,7 +115,7 @@ def test_two_ranks_learn_the_same_and_go_on_to_the_same_bytes(tmp_path, environm
     alone = read_json("alone/summary.json")
     assert summary["prune/zeros"] == alone["prune/zeros"]
     for a, b in zip(read_rows("alone"), read_rows("stopped"), strict=True):
-        if "train/loss" in a and a["trainer/step"] <= 40:
+        if "train/loss" in a and a["trainer/step"] <= 20:
             assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-3)
 
 
