@@ -28,7 +28,7 @@ from distprune.training.hosts import host, slurm_job
 from distprune.training.liveness import is_lost_rank
 from distprune.training.nonfinite import DivergedError
 from distprune.training.preflight import Preflight, PreflightError
-from distprune.training.results import summarize, versions, write_tensors
+from distprune.training.results import summarize, versions, write_tensors, write_transformer
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import Job, make_job
@@ -165,6 +165,8 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
         )
         write_tensors(folder, job.pruner, job.shrinking)
         if main_process:
+            if not job.shrinking.removes:  # widths that differ cannot be told in a config.json
+                write_transformer(folder, job.model, job.train.tokenizer)
             folder.write_json("summary.json", summary)
             job.trackers.finish(summary)
             folder.write_status("done", trainer.step, trainer.step)

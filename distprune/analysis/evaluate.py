@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distprune.config import Config, load_config
-from distprune.data import load_images
 from distprune.errors import ConfigError
 from distprune.training.checks import check_fit
 from distprune.training.devices import make_accelerator
-from distprune.training.held_out import HeldOut
+from distprune.training.held_out import HeldOut, open_split
 from distprune.training.run_folder import RunFolder
 from distprune.training.setup import make_model, place
 
@@ -24,10 +23,10 @@ def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
     """
     config = _config_of(target, overrides)
     accelerator = make_accelerator(config)
-    train = load_images(config.data, config.data.train_split)
-    held_out, classes = HeldOut(config, train, accelerator), len(train.classes)
+    train = open_split(config, config.data.train_split, accelerator)
+    held_out, classes = HeldOut(config, train, accelerator), train.outputs
     model = place(make_model(config, classes), config, accelerator)
-    check_fit(model, held_out.images.first_images(), classes, accelerator)
+    check_fit(model, held_out.split.first_inputs(), classes, accelerator)
     result = held_out.evaluate(model)
     weights = sum(p.numel() for p in model.parameters())
     nonzero = sum(int((p != 0).sum()) for p in model.parameters())
@@ -46,7 +45,7 @@ def _config_of(target: str, overrides: Sequence[str]) -> Config:
         raise ConfigError(f"{target} is neither a run folder nor a configuration file: there is no such thing")
     if not Path(target).is_dir():
         config = load_config(target, overrides)
-        if config.model.weights is None:
+        if not config.model.is_trained:
             raise ConfigError("model.weights: nothing to evaluate; name trained weights, or give a run folder")
         return config
     folder = RunFolder(target)

@@ -18,8 +18,7 @@ from distprune.structured import ChannelPruner, Channels
 from distprune.training.checks import check_fit, check_teacher, rehearse
 from distprune.training.devices import make_accelerator
 from distprune.training.features import feature_widths, student_taps, teacher_taps
-from distprune.training.held_out import HeldOut
-from distprune.training.images import Images
+from distprune.training.held_out import HeldOut, open_split
 from distprune.training.methods import make_pattern, make_score
 from distprune.training.permuting import check_reorderable
 from distprune.training.phases import Timetable, make_timetable
@@ -45,9 +44,12 @@ class Plan:
     config: Config
     timetable: Timetable
     steps_per_epoch: int
-    images: tuple[int, int]
+    samples: tuple[int, int]
     """In the training and in the evaluation split."""
+    what_samples: str
+    """They are: images, texts or blocks of tokens."""
     classes: int
+    """Or tokens that the tokenizer knows."""
     counted: int
     """Of which the sparsity is a fraction: prunable weights, or what channels cost."""
     what: str
@@ -66,7 +68,7 @@ class Plan:
 
 
 def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, elsewhere: bool = False) -> Plan:
-    """Make everything a run is made of, and try it on two images.
+    """Make everything a run is made of, and try it on two samples.
 
     Args:
         path, overrides: see `load_config`.
@@ -80,24 +82,23 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     _check_folder(RunFolder(config.run.dir or ""), config)
     tried = config.run.model_copy(update={"precision": "fp32"}) if elsewhere else config.run
     accelerator = make_accelerator(config.model_copy(update={"run": tried}))
-    train_images = Images(config, config.data.train_split, accelerator)
-    train = train_images.data
-    held_out = HeldOut(config, train, accelerator).images
+    train = open_split(config, config.data.train_split, accelerator)
+    held_out = HeldOut(config, train, accelerator).split
     order = make_order(config, len(train), world_size)
     timetable = make_timetable(config, order.steps_per_epoch)
-    model = make_model(config, len(train.classes)).to(accelerator.device)
-    outputs = check_fit(model, held_out.first_images(), len(train.classes), accelerator)
-    chains = check_reorderable(model, held_out.first_images()) if config.prune.permute else None
-    images, labels = train_images.first_samples()
+    model = make_model(config, train.outputs).to(accelerator.device)
+    outputs = check_fit(model, held_out.first_inputs(), train.outputs, accelerator)
+    chains = check_reorderable(model, held_out.first_inputs()) if config.prune.permute else None
+    inputs, labels = train.first_samples(training=True)
     student, dense = student_taps(config.distill, model)
     with student, dense:
-        rehearse(model, images, labels, len(train.classes), accelerator)
+        rehearse(model, inputs, labels, train.outputs, accelerator)
     taught = {}
-    for key, teacher in load_teachers(config, len(train.classes)).items():
+    for key, teacher in load_teachers(config, train.outputs).items():
         taps = teacher_taps(config.distill, key, teacher.to(accelerator.device))
-        taught[key] = check_teacher(teacher, taps, images, outputs, len(train.classes), accelerator, key)
-    feature_widths(config.distill, student, dense, taught, len(images))
-    channels = find_prunable_channels(config, model, held_out.first_images())
+        taught[key] = check_teacher(teacher, taps, inputs, outputs, train.outputs, accelerator, key)
+    feature_widths(config.distill, student, dense, taught, len(labels))
+    channels = find_prunable_channels(config, model, held_out.first_inputs())
     pruner = make_pruner(model, make_optimizer(model, config), timetable.pruning.schedule, config, channels)
     blocks = isinstance(make_pattern(config.prune), BlockPattern)
     counted, what = pruner.weights, "zeros at most, in whole blocks" if blocks else "zeros"
@@ -107,8 +108,9 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
         config,
         timetable,
         order.steps_per_epoch,
-        (len(train), len(held_out.data)),
-        len(train.classes),
+        (len(train), len(held_out)),
+        train.what,
+        train.outputs,
         counted,
         what,
         dict(pruner.left_out),
@@ -134,7 +136,8 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     plan = make_plan(path, overrides)
     console = Console(highlight=False)
     console.print(dump_config(plan.config), markup=False)
-    console.print(f"{plan.images[0]:,} training and {plan.images[1]:,} evaluation images, {plan.classes} classes")
+    counts = f"{plan.samples[0]:,} training and {plan.samples[1]:,} evaluation {plan.what_samples}"
+    console.print(f"{counts}, {plan.classes} {'tokens' if plan.config.data.task == 'causal_lm' else 'classes'}")
     console.print(_phase_table(plan.timetable, plan.steps_per_epoch))
     if plan.config.prune.sparsity > 0:
         console.print(_schedule_table(plan.timetable, plan.counted, plan.what))
@@ -191,7 +194,7 @@ def _schedule_table(timetable: Timetable, counted: int, what: str) -> Table:
 
 
 def _layer_table(layers: dict[str, LayerSparsity], config: Config) -> Table:
-    origin = "trained" if config.model.weights else "freshly drawn"
+    origin = "trained" if config.model.is_trained else "freshly drawn"
     how = " by magnitude" if _looks_at_gradients(config) else ""
     table = Table(title=f"Layers, if the {origin} weights were pruned at once{how}", title_justify="left")
     table.add_column("layer", overflow="fold")
@@ -209,7 +212,7 @@ def _layer_table(layers: dict[str, LayerSparsity], config: Config) -> Table:
 
 def _doubts(config: Config, layers: dict[str, LayerSparsity], timetable: Timetable) -> Iterator[str]:
     """What is probably not meant."""
-    trained = config.model.weights is not None
+    trained = config.model.is_trained
     if not trained and timetable.spans[0].name != "dense":
         yield "an untrained model is pruned: name trained model.weights, or give phases.dense a length"
     if config.prune.pattern == "channels":

@@ -22,15 +22,16 @@ from distprune.analysis.heat_map import draw
 from distprune.analysis.sensitivity_folder import SensitivityFolder, Trial
 from distprune.analysis.sensitivity_report import Layer, Sensitivity, print_table, write_allocation, write_figures
 from distprune.config import Config, load_config
-from distprune.data import load_images
 from distprune.errors import ConfigError
 from distprune.pruning import Prunable, find_prunable
 from distprune.tracking import Progress
 from distprune.training.checks import check_fit, check_labels
 from distprune.training.devices import is_sharded, make_accelerator
 from distprune.training.evaluation import EvalResult, evaluate
-from distprune.training.images import Images
+from distprune.training.held_out import open_split
+from distprune.training.methods import chosen
 from distprune.training.setup import make_model, place
+from distprune.training.splits import Split, tensor_bytes
 from distprune.training.stopping import Stopped, Stopper
 
 C10D: Any = dist  # torch's stores have no types
@@ -62,11 +63,11 @@ def print_sensitivity(path: str, overrides: Sequence[str], sparsities: str, out:
                 "launcher: every rank holds the whole model here, FSDP would shard it; take launch/multi_gpu.yaml, or "
                 "launch/cpu.yaml without GPUs"
             )
-        held_out = Images(config, config.data.eval_split, accelerator)
-        train = load_images(config.data, config.data.train_split)
-        check_labels(train, held_out.data, "data.eval_split", config.data.eval_split)
-        model = place(make_model(config, len(train.classes)), config, accelerator)
-        check_fit(model, held_out.first_images(), len(train.classes), accelerator)
+        held_out = open_split(config, config.data.eval_split, accelerator)
+        train = open_split(config, config.data.train_split, accelerator)
+        check_labels(train, held_out, "data.eval_split", config.data.eval_split)
+        model = place(make_model(config, train.outputs), config, accelerator)
+        check_fit(model, held_out.first_inputs(), train.outputs, accelerator)
         tensors = _find_prunable(model, config)
         trials = [Trial(), *(Trial(tensor.name, level) for tensor in tensors for level in levels)]
         known = _open(folder, config, model, held_out, accelerator)
@@ -162,7 +163,7 @@ def _check(
     except ConfigError as error:
         faults += error.faults
     if config is not None:
-        if config.model.weights is None:
+        if not config.model.is_trained:
             faults.append("model.weights: nothing to measure; name trained weights")
         out = out or f"{Path(config.run.dir or '')}-sensitivity"
         if levels and config.prune.sparsity > levels[-1]:
@@ -207,7 +208,7 @@ def _too_few(sparsity: float, levels: Sequence[float]) -> str:
 def _find_prunable(model: nn.Module, config: Config) -> tuple[Prunable, ...]:
     prune = config.prune
     try:
-        tensors = find_prunable(model, prune.include, prune.exclude, prune.embeddings).tensors
+        tensors = find_prunable(model, *chosen(prune, model), prune.embeddings).tensors
     except ValueError as error:
         raise ConfigError(f"prune: {error}") from error
     faults = [f"model.weights: {t.name} has NaN or infinity" for t in tensors if not t.weight.isfinite().all()]
@@ -217,7 +218,7 @@ def _find_prunable(model: nn.Module, config: Config) -> tuple[Prunable, ...]:
 
 
 def _open(
-    folder: SensitivityFolder, config: Config, model: nn.Module, held_out: Images, accelerator: Accelerator
+    folder: SensitivityFolder, config: Config, model: nn.Module, held_out: Split, accelerator: Accelerator
 ) -> set[Trial]:
     """Let rank 0 take the folder, and every rank know what is in it."""
     answer: list[Any] = [None, None]
@@ -233,31 +234,21 @@ def _open(
     return cast(set[Trial], known)
 
 
-def _settings(config: Config, model: nn.Module, held_out: Images) -> dict[str, Any]:
-    """What results depend on. Files may be moved: weights and images are known by what is in them."""
-    weights, images = hashlib.sha256(), hashlib.sha256()
+def _settings(config: Config, model: nn.Module, held_out: Split) -> dict[str, Any]:
+    """What results depend on. Files may be moved: weights and samples are known by what is in them."""
+    weights = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + _bytes(tensor))
-    data = held_out.data
-    for tensor in (data.labels, *data.images.get([0, len(data) - 1])):
-        images.update(_bytes(tensor))
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor_bytes(tensor))
+    data = config.data.model_dump(include={"eval_split", "eval_transforms", "mean", "std", "tokenizer", "max_length"})
     return {
         "model.name": config.model.name,
         "model.args": config.model.args,
         "model.weights": f"sha256 {weights.hexdigest()[:16]}",
-        "data.eval_split": config.data.eval_split,
-        "data.eval_transforms": config.data.eval_transforms,
-        "data.mean": config.data.mean,
-        "data.std": config.data.std,
-        "data": f"{len(data)} images, sha256 {images.hexdigest()[:16]}",
+        **{f"data.{key}": value for key, value in data.items()},
+        "data": f"{len(held_out)} {held_out.what}, sha256 {held_out.digest()[:16]}",
         "run.precision": config.run.precision,
         "run.seed": config.run.seed,
     }
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    """The elements in row-major order."""
-    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _measure(

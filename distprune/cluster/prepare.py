@@ -25,8 +25,8 @@ def prepare(path: str, overrides: Sequence[str] = ()) -> None:
     except MissingError as error:
         instead = "unset HF_HUB_OFFLINE to fetch it" if is_offline() else "run this where there is a network"
         raise ConfigError(*(f"{fault}; {instead}" for fault in error.faults)) from None
-    config, (train, held_out) = plan.config, plan.images
-    print(f"data      {config.data.path or config.data.source}: {train:,} and {held_out:,} images")
+    config, (train, held_out) = plan.config, plan.samples
+    print(f"data      {config.data.path or config.data.source}: {train:,} and {held_out:,} {plan.what_samples}")
     sources = {"model.weights": config.model.weights}
     for key, teacher in config.distill.teachers.items() if config.distill is not None else ():
         if isinstance(teacher, Teacher):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from distprune.config.schema import (
     ALLOCATIONS,
+    HF,
     SCHEDULES,
     SCORES,
     SGD,
+    CausalLM,
     Channels,
     Config,
+    Data,
     Length,
     Phase,
     Phases,
     Prune,
+    Teacher,
+    Texts,
 )
 from distprune.entries import near
 
@@ -20,7 +25,33 @@ from distprune.entries import near
 def combination_faults(config: Config) -> list[str]:
     """All faults, one line each."""
     faults = [*_phase_faults(config), *_prune_faults(config), *_rounds_faults(config), *_teacher_faults(config)]
-    data, optimizer = config.data, config.optimizer
+    faults += _image_faults(config, config.data) if isinstance(config.data, Data) else _text_faults(config, config.data)
+    optimizer = config.optimizer
+    if isinstance(optimizer, SGD) and optimizer.nesterov and optimizer.momentum == 0:
+        faults.append("optimizer.nesterov: needs a momentum above 0; set optimizer.momentum")
+    if config.run.device == "cpu" and config.run.precision == "fp16":
+        faults.append("run.precision: fp16 needs a GPU; take bf16 or fp32 with run.device=cpu")
+    for name in {"top1", "loss", "samples", "perplexity"} & config.eval.sets.keys():
+        faults.append(f"eval.sets.{name}: eval/{name} is a figure of data.eval_split; choose another name")
+    if config.train.accumulate > config.train.batch_size:
+        faults.append(
+            f"train.accumulate: {config.train.accumulate} micro-batches cannot share train.batch_size "
+            f"{config.train.batch_size}; lower it"
+        )
+    return faults
+
+
+def _image_faults(config: Config, data: Data) -> list[str]:
+    faults = []
+    names: dict[str, str | None] = {"model": config.model.name}
+    for key, teacher in config.distill.teachers.items() if config.distill is not None else ():
+        names[key] = teacher.name if isinstance(teacher, Teacher) else None
+    for key, name in names.items():
+        if name is not None and name.startswith(HF):
+            faults.append(
+                f"{key}.name: {name} takes texts; set data.task to text_classification or causal_lm, or take one "
+                "of images"
+            )
     if data.source == "digits" and data.path is not None:
         faults.append("data.path: digits ships with scikit-learn and takes no path; leave it out")
     if data.source != "digits" and data.path is None:
@@ -29,17 +60,17 @@ def combination_faults(config: Config) -> list[str]:
         faults.append(f"data.mean: has {len(data.mean)} values; give 1 to read images as grey, or 3 as RGB")
     if len(data.mean) != len(data.std):
         faults.append(f"data.mean: {len(data.mean)} values, but data.std has {len(data.std)}; give as many of each")
-    if isinstance(optimizer, SGD) and optimizer.nesterov and optimizer.momentum == 0:
-        faults.append("optimizer.nesterov: needs a momentum above 0; set optimizer.momentum")
-    if config.run.device == "cpu" and config.run.precision == "fp16":
-        faults.append("run.precision: fp16 needs a GPU; take bf16 or fp32 with run.device=cpu")
-    for name in {"top1", "loss", "samples"} & config.eval.sets.keys():
-        faults.append(f"eval.sets.{name}: eval/{name} is a figure of data.eval_split; choose another name")
-    if config.train.accumulate > config.train.batch_size:
-        faults.append(
-            f"train.accumulate: {config.train.accumulate} micro-batches cannot share train.batch_size "
-            f"{config.train.batch_size}; lower it"
-        )
+    return faults
+
+
+def _text_faults(config: Config, data: Texts) -> list[str]:
+    faults = []
+    if data.tokenizer is None and not config.model.name.startswith(HF):
+        faults.append(f"data.tokenizer: is missing, and model {config.model.name} has none of its own; name one")
+    if isinstance(data, CausalLM) and data.max_length < 2:
+        faults.append("data.max_length: a next token takes samples of 2 tokens at least; raise it")
+    if config.model.channels_last:
+        faults.append("model.channels_last: is for images; leave it out")
     return faults
 
 
@@ -230,7 +261,11 @@ def _teacher_faults(config: Config) -> list[str]:
     distill = config.distill
     if distill is None:
         return []
-    faults = []
+    faults = [
+        f"{key}.weights: is missing; name the file of the teacher's weights"
+        for key, teacher in distill.teachers.items()
+        if isinstance(teacher, Teacher) and not teacher.is_trained
+    ]
     if not distill.phases:
         faults.append("distill.phases: is empty, so the teacher never teaches; name a phase, or set distill to null")
     elif config.prune.rounds is not None and "finetune" not in distill.phases:
@@ -245,7 +280,7 @@ def _teacher_faults(config: Config) -> list[str]:
         return faults
     if list(distill.teachers.values()).count("dense") > 1:
         faults.append("distill.teacher: dense is there twice; leave one out")
-    if is_empty(config.phases.dense) and config.model.weights is None:
+    if is_empty(config.phases.dense) and not config.model.is_trained:
         faults.append(
             f"{distill.dense}: dense would be an untrained model; give phases.dense a length, or set model.weights"
         )

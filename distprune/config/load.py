@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -176,10 +176,10 @@ def _describe(problem: Any, lines: dict[str, int], source: str) -> str:
     location = tuple(problem["loc"])
     key = _key(location)
     if problem["type"] == "extra_forbidden":
-        known = _fields(location[:-1])
+        known, others = _fields(location[:-1]), _owners(location)
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        instead = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        text = f"unknown key; {instead}"
+        instead = f"did you mean {near[0]!r}?" if near and not others else f"known here: {', '.join(known)}"
+        text = f"unknown key; {f'it is one of {others}; ' if others else ''}{instead}"
     elif problem["type"] == "missing":
         text = "is missing; it has no default"
     elif problem["type"] == "union_tag_invalid":
@@ -219,6 +219,17 @@ def _fields(location: Sequence[str | int]) -> list[str]:
     return [name for model in models for name in model.model_fields]
 
 
+def _owners(location: Sequence[str | int]) -> str:
+    """Which other arms of a union at that place know the last key, by the values that tell arms apart."""
+    models: list[type[BaseModel]] = [Config]
+    for part in location[:-1]:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = _models(fields[0].annotation) if fields else models
+    return ", ".join(
+        sorted(_tags([m for m in models if location[-1] in m.model_fields]) - {m.__name__ for m in models})
+    )
+
+
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
@@ -226,8 +237,10 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tags(models: Sequence[type[BaseModel]]) -> set[str]:
-    names = {model.__name__ for model in models}
-    return names | {name.lower() for name in names}
+    """What pydantic may call arms of a union: class names, and values of the keys that tell the arms apart."""
+    fields = [m.model_fields[key] for m in models for key in ("name", "task") if key in m.model_fields]
+    literals = [field.annotation for field in fields if get_origin(field.annotation) is Literal]
+    return {model.__name__ for model in models} | {value for literal in literals for value in get_args(literal)}
 
 
 def _remove(values: dict[str, Any], problem: Any) -> bool:

@@ -15,6 +15,8 @@ SCORES = ("magnitude", "taylor", "movement", "random")
 ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 SetName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 PhaseName = Literal["dense", "prune", "finetune"]
+HF = "hf:"
+"""What the names of models of transformers begin with."""
 
 
 class Section(BaseModel):
@@ -48,18 +50,33 @@ class Model(Section):
     """A network from the registry."""
 
     name: str
-    """lenet300, digits_cnn, resnet20, resnet32, resnet56, torchvision:NAME, timm:NAME, or package.module:function."""
+    """lenet300, digits_cnn, resnet20, resnet32, resnet56, torchvision:NAME, timm:NAME, package.module:function, or
+    hf:NAME, a model of transformers from the Hugging Face hub or a local folder."""
     args: dict[str, Any] = {}
-    """Keyword arguments of the constructor. num_classes is filled in from the data where the model takes it."""
+    """Keyword arguments of the constructor. num_classes (hf: num_labels) is filled in from the data where the model
+    takes it. Of hf: settings of its config.json, and pretrained: false for fresh weights."""
     weights: str | None = None
-    """Initial weights: .safetensors or a file for torch.load(weights_only=True), an https address, torchvision:NAME."""
+    """Initial weights: .safetensors or a file for torch.load(weights_only=True), an https address, torchvision:NAME.
+    Default: fresh ones; of hf: its own."""
     channels_last: bool = False
     """Keep convolution weights and images in channels_last memory format."""
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it begins with trained weights."""
+        return self.weights is not None or has_own_weights(self.name, self.args)
+
+
+def has_own_weights(name: str, args: dict[str, Any]) -> bool:
+    """Whether a model comes with trained weights: those of transformers do, unless told otherwise."""
+    return name.startswith(HF) and bool(args.get("pretrained", True))
+
 
 class Data(Section):
-    """Where samples come from, and what is done to images."""
+    """Images and their labels: where they come from, and what is done to them."""
 
+    task: Literal["images"] = "images"
+    """images: classify images; text_classification: classify texts; causal_lm: foretell the next token of texts."""
     source: Literal["digits", "parquet", "folder", "hub"]
     """digits: scikit-learn's; parquet: a folder of files; folder: one image folder per class; hub: a data set name."""
     path: str | None = None
@@ -88,6 +105,61 @@ class Data(Section):
     """Where decoded images are kept. Default: $DISTPRUNE_CACHE, else ~/.cache/distprune."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes per rank."""
+
+
+class Texts(Section):
+    """Where texts come from, and how they become tokens."""
+
+    source: Literal["hub", "parquet", "json", "csv", "text"]
+    """hub: a data set name; else a folder of such files, named after their splits: train.jsonl, test.jsonl."""
+    path: str
+    """Folder, or name on the Hugging Face hub."""
+    name: str | None = None
+    """Configuration of a hub data set that has several."""
+    train_split: str = "train"
+    """Split to train on, with the slices of `datasets`: train[:45000]."""
+    eval_split: str = "test"
+    """Split to evaluate on."""
+    text_column: str = "text"
+    """Column that holds the texts."""
+    tokenizer: str | None = None
+    """Name on the Hugging Face hub, or a local folder. Default: that of model.name, of hf models."""
+    max_length: Count = 128
+    """Most tokens of a sample."""
+    cache_dir: str | None = None
+    """Where tokens are kept. Default: $DISTPRUNE_CACHE, else ~/.cache/distprune."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes per rank."""
+
+
+class TextClassification(Texts):
+    """Texts, or pairs of texts, and their labels. Texts are cut to max_length; batches are as long as their longest."""
+
+    task: Literal["text_classification"]
+    """images: classify images; text_classification: classify texts; causal_lm: foretell the next token of texts."""
+    pair_column: str | None = None
+    """Column of second texts, where pairs are classified."""
+    label_column: str = "label"
+    """Column that holds the class numbers."""
+
+
+class CausalLM(Texts):
+    """Texts whose next tokens are foretold: put one behind the other and cut into samples of max_length tokens."""
+
+    task: Literal["causal_lm"]
+    """images: classify images; text_classification: classify texts; causal_lm: foretell the next token of texts."""
+
+
+def _task(value: Any) -> Any:
+    return value.get("task", "images") if isinstance(value, dict) else getattr(value, "task", "images")
+
+
+AnyData = Annotated[
+    Annotated[Data, Tag("images")]
+    | Annotated[TextClassification, Tag("text_classification")]
+    | Annotated[CausalLM, Tag("causal_lm")],
+    Discriminator(_task),
+]
 
 
 class Length(Section):
@@ -289,12 +361,17 @@ class Prune(Section):
 class Teacher(Section):
     """A trained network to learn from."""
 
-    weights: str
-    """Its weights, as model.weights."""
+    weights: str | None = None
+    """Its weights, as model.weights; models of hf: have their own."""
     name: str | None = None
     """Its model; default: the student's."""
     args: dict[str, Any] = {}
     """Keyword arguments of its constructor."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is told which weights it has."""
+        return self.weights is not None or has_own_weights(self.name or "", self.args)
 
 
 class Ramp(Section):
@@ -393,7 +470,7 @@ class Eval(Section):
     every: Count | None = None
     """Optimizer steps between evaluations."""
     batch_size: Count = 500
-    """Images per forward pass and rank."""
+    """Samples per forward pass and rank."""
     sets: dict[SetName, str] = {}
     """More sets to evaluate on, by a name of your own, each a split as data.eval_split: {held_out: "train[45000:]"}."""
 
@@ -453,8 +530,8 @@ class Config(Section):
 
     model: Model
     """The network that is pruned."""
-    data: Data
-    """Images and labels."""
+    data: AnyData
+    """What the model learns from: images, texts with labels, or texts."""
     prune: Prune
     """What is pruned, how far, and how fast."""
     phases: Phases = Phases()

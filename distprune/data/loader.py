@@ -1,10 +1,10 @@
-"""Loaders: batches of uint8 images and labels, in the order of the sampler."""
+"""Loaders: batches of inputs and labels, in the order of the sampler."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,30 +14,55 @@ from distprune.data.sampler import Order, RankBatches, Token
 from distprune.data.sources import ImageData
 from distprune.data.transforms import Transforms
 
-Batch = tuple[Tensor, Tensor]
-"""Images (N x C x H x W, uint8 as a rule) and labels (int64, N)."""
+Inputs = Tensor | Mapping[str, Tensor]
+"""What a model takes: images (N x C x H x W), or texts as keyword arguments (N x tokens each)."""
+Batch = tuple[Inputs, Tensor]
+"""Inputs and labels (int64, N, or N x tokens)."""
 
 PADDING = -1
-"""The label of a sample that is not to be counted."""
+"""The label of a sample or token that is not to be counted."""
 _FILLER: Token = (-1, 0)
 
 
-class _Samples(Dataset[Batch]):
+class Samples(Protocol):
+    """One split as loaders ask for it."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, tokens: Sequence[Token]) -> Batch:
+        """The samples of `tokens`, with labels on memory of their own."""
+        ...
+
+
+class ImageSamples:
+    """Images as transforms make them, uint8 as a rule."""
+
     def __init__(self, data: ImageData, transforms: Transforms) -> None:
         self._data = data
         self._transforms = transforms
 
-    def __getitems__(self, tokens: Sequence[Token]) -> Batch:
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batch(self, tokens: Sequence[Token]) -> Batch:
+        """See `Samples`."""
         indices = [index for _, index in tokens]
-        labels = self._data.labels[indices]
+        return self._transforms(self._data.images.get(indices), tokens), self._data.labels[indices]
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __getitems__(self, tokens: Sequence[Token]) -> Batch:
+        inputs, labels = self._samples.batch(tokens)
         if tokens[-1] == _FILLER:  # fillers are the last
             labels[torch.tensor([token == _FILLER for token in tokens])] = PADDING
-        return self._transforms(self._data.images.get(indices), tokens), labels
+        return inputs, labels
 
 
 def train_loader(
-    data: ImageData,
-    transforms: Transforms,
+    samples: Samples,
     order: Order,
     begin: int,
     rank: int,
@@ -48,20 +73,20 @@ def train_loader(
 ) -> DataLoader[Batch]:
     """This rank's micro-batches of the optimizer steps from `begin` on, without end, `accumulate` for each step."""
     batches = RankBatches(order, begin, rank, world_size, accumulate)
-    return _loader(_Samples(data, transforms), batches, workers, pin_memory)
+    return _loader(samples, batches, workers, pin_memory)
 
 
 def eval_loader(
-    data: ImageData, transforms: Transforms, batch_size: int, rank: int, world_size: int, workers: int, pin_memory: bool
+    samples: Samples, batch_size: int, rank: int, world_size: int, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
-    """This rank's part of `data`, each sample on exactly one rank.
+    """This rank's part of `samples`, each sample on exactly one rank.
 
     All ranks have as many batches of as many samples; what a part lacks is filled up with samples of label `PADDING`.
     """
-    parts = [[(0, index) for index in part.tolist()] for part in torch.arange(len(data)).tensor_split(world_size)]
+    parts = [[(0, index) for index in part.tolist()] for part in torch.arange(len(samples)).tensor_split(world_size)]
     mine = parts[rank] + [_FILLER] * (len(parts[0]) - len(parts[rank]))
     batches = [mine[begin : begin + batch_size] for begin in range(0, len(mine), batch_size)]
-    return _loader(_Samples(data, transforms), batches, workers, pin_memory)
+    return _loader(samples, batches, workers, pin_memory)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -73,9 +98,9 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (scaled - mean[:, None, None]).div_(std[:, None, None])
 
 
-def _loader(samples: Dataset[Batch], batches: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
+def _loader(samples: Samples, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Batch]:
     return DataLoader(
-        samples,
+        _Batches(samples),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distprune.cache import is_offline
-from distprune.config.schema import Data
+from distprune.config.schema import Data, Texts
 from distprune.data.storage import Store, open_store
 from distprune.errors import ConfigError, MissingError, reason
 
@@ -20,7 +20,7 @@ DIGITS_TEST_IMAGES = 360
 
 
 class ImageData:
-    """One split: labels (int64, 1-D), the names of the classes, and images, decoded when first asked for."""
+    """One split of images: labels (int64, 1-D), the names of the classes, and images, decoded when first asked for."""
 
     def __init__(self, table: datasets.Dataset, labels: Tensor, classes: list[str], config: Data) -> None:
         self.labels = labels
@@ -47,8 +47,19 @@ def load_images(config: Data, split: str) -> ImageData:
     Raises:
         ConfigError: the source, the split or a column is not there, the split is empty, or a label is none.
     """
+    table = load_table(config, split, {"image_column": config.image_column, "label_column": config.label_column})
+    labels, classes = read_labels(table, config.label_column, split)
+    return ImageData(table, labels, classes, config)
+
+
+def load_table(config: Data | Texts, split: str, columns: dict[str, str]) -> datasets.Dataset:
+    """The rows of `split`, not empty, with `columns`, each by the key that names it.
+
+    Raises:
+        ConfigError: the source, the split or a column is not there, or the split is empty.
+    """
     table = _load(config, split)
-    for key, column in (("image_column", config.image_column), ("label_column", config.label_column)):
+    for key, column in columns.items():
         if column not in table.column_names:
             near = difflib.get_close_matches(column, table.column_names, n=1, cutoff=0.0)
             raise ConfigError(
@@ -57,18 +68,17 @@ def load_images(config: Data, split: str) -> ImageData:
             )
     if len(table) == 0:
         raise ConfigError(f"data: split {split!r} of {config.path or config.source} is empty")
-    labels, classes = _labels(table, config.label_column, split)
-    return ImageData(table, labels, classes, config)
+    return table
 
 
-def _load(config: Data, split: str) -> datasets.Dataset:
+def _load(config: Data | Texts, split: str) -> datasets.Dataset:
     if config.source == "digits":
         return _digits(split)
     where: dict[str, Any]
     if config.source == "hub":
         where = {"path": config.path, "name": config.name}
     else:
-        where = {"path": {"parquet": "parquet", "folder": "imagefolder"}[config.source], "data_dir": config.path}
+        where = {"path": "imagefolder" if config.source == "folder" else config.source, "data_dir": config.path}
     datasets.disable_progress_bars()
     # What goes wrong is raised as well, and told once.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -102,7 +112,12 @@ def _digits(split: str) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": list(x), "label": y}, features=features)
 
 
-def _labels(table: datasets.Dataset, column: str, split: str) -> tuple[Tensor, list[str]]:
+def read_labels(table: datasets.Dataset, column: str, split: str) -> tuple[Tensor, list[str]]:
+    """Labels (int64, 1-D) and the names of the classes.
+
+    Raises:
+        ConfigError: the column holds no class numbers, or some that are none.
+    """
     feature = table.features[column]
     values = np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):

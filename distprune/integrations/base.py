@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from distprune.integrations.hugging_face import further_weights, head_names
+from distprune.integrations.hugging_face import chosen
 from distprune.integrations.whole_state import load_whole_state
 from distprune.pruning import (
     NM,
@@ -24,7 +24,7 @@ from distprune.pruning import (
     Score,
     magnitude,
 )
-from distprune.pruning.prunable import prunable_by_default, unwrap
+from distprune.pruning.prunable import unwrap
 
 
 class CallbackBase:
@@ -107,14 +107,14 @@ class CallbackBase:
         if optimizer is None or trained.isdisjoint(map(id, model.parameters())):
             raise ValueError("no optimizer trains this model, and pruning needs the one that does")
         model = unwrap(model)
-        include, exclude = list(self._include), list(self._exclude)
-        further = further_weights(model)
-        if not include:
-            exclude += [] if self._head else head_names(model)
-            if further:
-                include = [*prunable_by_default(model, self._embeddings)[0], *further]
-        if self._settings["pattern"] is not None:
-            exclude += further  # patterns follow dimension 1, and the inputs of these lie along another
+        include, exclude = chosen(
+            model,
+            self._include,
+            self._exclude,
+            self._embeddings,
+            head=self._head,
+            pattern=self._settings["pattern"] is not None,
+        )
         self.pruner = Pruner(
             model,
             optimizer,

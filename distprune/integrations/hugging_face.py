@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
+
+from distprune.pruning.prunable import prunable_by_default
 
 
 def head_names(model: nn.Module) -> list[str]:
@@ -35,6 +37,32 @@ def further_weights(model: nn.Module) -> list[str]:
         elif type(module).__name__.endswith("Experts"):
             found |= {id(parameter) for parameter in module.parameters(recurse=False) if parameter.dim() == 3}
     return [name for name, parameter in model.named_parameters() if id(parameter) in found]
+
+
+def chosen(
+    model: nn.Module,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    embeddings: bool,
+    *,
+    head: bool = False,
+    pattern: bool = False,
+) -> tuple[list[str], list[str]]:
+    """What to include and to exclude, see `find_prunable`, where heads are spared and linear maps of all kinds pruned.
+
+    Args:
+        model: bare.
+        include, exclude, embeddings: as asked for. If `include` is given, it says also whether heads are pruned.
+        head: prune output heads too.
+        pattern: whether weights are pruned in a pattern, which follows dimension 1; the inputs of linear maps that are
+            no `nn.Linear` lie along another, so these stay dense.
+    """
+    include, exclude, further = list(include), list(exclude), further_weights(model)
+    if not include:
+        exclude += [] if head else head_names(model)
+        if further:
+            include = [*prunable_by_default(model, embeddings)[0], *further]
+    return include, exclude + (further if pattern else [])
 
 
 def _pretrained(model: nn.Module) -> Iterator[Any]:

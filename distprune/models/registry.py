@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from distprune.config.schema import HF, has_own_weights
 from distprune.entries import imported, near
 from distprune.errors import ConfigError
 from distprune.models.cifar_resnet import resnet20, resnet32, resnet56
+from distprune.models.hugging_face import make_transformer
 from distprune.models.small import digits_cnn, lenet300
 
 Constructor = Callable[..., nn.Module]
@@ -18,18 +20,32 @@ Constructor = Callable[..., nn.Module]
 OURS: dict[str, Constructor] = {f.__name__: f for f in (digits_cnn, lenet300, resnet20, resnet32, resnet56)}
 
 
-def build_model(name: str, args: dict[str, Any], num_classes: int, key: str = "model") -> nn.Module:
-    """Make a model with fresh weights.
+def build_model(
+    name: str,
+    args: dict[str, Any],
+    num_classes: int,
+    key: str = "model",
+    task: str = "images",
+    pretrained: bool = False,
+) -> nn.Module:
+    """Make a model with fresh weights, or, of transformers, with its own.
 
     Args:
-        name: one of ours, `torchvision:NAME`, `timm:NAME`, or `package.module:function`.
+        name: one of ours, `torchvision:NAME`, `timm:NAME`, `package.module:function`, or `hf:NAME`.
         args: keyword arguments for its constructor.
         num_classes: passed as `num_classes` where the constructor takes it by name and `args` does not set it.
         key: the configuration section, for messages.
+        task: as data.task; says which model of transformers is meant.
+        pretrained: take the weights that a model of transformers has, unless `args` says otherwise.
 
     Raises:
         ConfigError: the name or an argument is unknown, or a package is missing.
+        MissingError: see `make_transformer`.
     """
+    if name.startswith(HF):
+        settings = {arg: value for arg, value in args.items() if arg != "pretrained"}
+        pretrained = pretrained and has_own_weights(name, args)
+        return make_transformer(name.removeprefix(HF), task, num_classes, settings, pretrained, key)
     constructor, takes_classes = _find(name, key)
     if takes_classes:
         args = {"num_classes": num_classes, **args}
@@ -49,7 +65,7 @@ def _find(name: str, key: str) -> tuple[Constructor, bool]:
         if name not in OURS:
             raise ConfigError(
                 f"{key}.name: no model {name!r}{near(name, list(OURS))}; others are torchvision:NAME, "
-                "timm:NAME and package.module:function"
+                "timm:NAME, hf:NAME and package.module:function"
             )
         return OURS[name], True
     if library == "torchvision":

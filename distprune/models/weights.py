@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -48,6 +48,9 @@ def load_weights(model: nn.Module, source: str, key: str = "model.weights") -> N
     state = _strip(content, own)
     # A counter that checkpoints of old torch versions lack and that inference does not read.
     state = {n: own[n] for n in own if n.endswith("num_batches_tracked")} | state
+    # Files of transformers name tied weights once.
+    tied = {id(value): state[name] for name, value in _named(model) if name in state}
+    state = {name: tied[id(value)] for name, value in _named(model) if id(value) in tied} | state
     missing = sorted(own.keys() - state.keys())
     extra = sorted(state.keys() - own.keys())
     shapes = [
@@ -132,6 +135,11 @@ def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any] | Non
     ):
         raise ConfigError(f"{key}: {path} holds no state_dict (tensors by name)")
     return dict(content), removed
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by all their names."""
+    return model.named_parameters(remove_duplicate=False)
 
 
 def _strip(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -163,9 +163,9 @@ def prunable_by_default(model: nn.Module, embeddings: bool) -> tuple[dict[str, n
     for module in model.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             weights.add(id(module.weight))
-        elif isinstance(module, nn.MultiheadAttention):
+        elif hasattr(module, "in_proj_weight"):  # nn.MultiheadAttention, or what takes its place with fewer heads
             names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-            weights.update(id(w) for n in names if (w := getattr(module, n)) is not None)
+            weights.update(id(w) for n in names if (w := getattr(module, n, None)) is not None)
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             tables.add(id(module.weight))
             if module.sparse:

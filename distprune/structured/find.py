@@ -60,8 +60,11 @@ def find_channels(model: nn.Module, example: Any, include: Sequence[str] = (), e
         else:
             reasons[group.name] = why
     with torch.random.fork_rng(devices=[]):
-        reasons |= _Trial(tried, inputs).failing(good)
-    channels = _channels(tried, [group for group in good if group.name not in reasons], work, reasons)
+        trial = _Trial(tried, inputs)
+        while failing := trial.failing(good):
+            reasons |= failing
+            good = [group for group in good if group.name not in failing]
+    channels = _channels(tried, good, work, reasons)
     if not channels.groups:
         raise ValueError(
             f"no channel of {type(model).__name__} can be removed: "
@@ -149,7 +152,7 @@ class _Trial:
         found = self.failing(groups[:half]) | self.failing(groups[half:])
         if not found:
             raise ValueError(f"the channels of {type(self._model).__name__} cannot be removed together: {why}")
-        return found | self.failing([group for group in groups if group.name not in found])
+        return found
 
     def _problem(self, groups: Sequence[Traced]) -> str | None:
         """Tried with few, half and most of the units, since some shapes fit by chance."""
@@ -167,7 +170,7 @@ class _Trial:
             try:
                 resize(tried, positions(channels, torch.ones_like(kept), kept))
                 shrunk = self._outputs(tried)
-                if self._trains:
+                if self._trains and share == 0.5:
                     self._outputs(tried.train())
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 return f"without some of them the model does not run: {reason(error)}"

@@ -2,66 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distprune.data import ImageData
+from distprune.data import Inputs
 from distprune.errors import ConfigError, reason
 from distprune.pruning.prunable import reshard, unwrap
 from distprune.training.buffers import copy_buffers, set_back_buffers
 from distprune.training.features import Taps
 from distprune.training.liveness import is_lost_rank
+from distprune.training.logits import logits_of, to_device
+from distprune.training.splits import Split
+from distprune.training.tasks import cross_entropy, rows
 
-MISFITS = (RuntimeError, ValueError, TypeError, AssertionError)
+MISFITS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
-def check_labels(train: ImageData, held_out: ImageData, key: str, split: str) -> None:
+def check_labels(train: Split, held_out: Split, key: str, split: str) -> None:
     """Refuse labels of the held-out `split`, which the setting `key` names, that training knows nothing of.
 
     Raises:
         ConfigError: names the first.
     """
-    beyond = (held_out.labels >= len(train.classes)).nonzero()
+    if held_out.labels is None:
+        return
+    beyond = (held_out.labels >= train.outputs).nonzero()
     if len(beyond):
         sample = int(beyond[0])
         raise ConfigError(
             f"{key}: sample {sample} of {split} has label {int(held_out.labels[sample])}, but "
-            f"data.train_split has only {len(train.classes)} classes"
+            f"data.train_split has only {train.outputs} classes"
         )
 
 
-def check_fit(model: nn.Module, images: Tensor, classes: int, accelerator: Accelerator, key: str = "model") -> int:
-    """Run images through the model, in eval mode.
+def check_fit(model: nn.Module, inputs: Inputs, classes: int, accelerator: Accelerator, key: str = "model") -> int:
+    """Run some inputs through the model, in eval mode.
 
     Returns:
         The number of its outputs.
 
     Raises:
-        ConfigError: images do not fit the model, or it has fewer outputs than there are classes.
+        ConfigError: they do not fit the model, or it has fewer outputs than there are classes.
     """
     model.eval()
     try:
         with torch.no_grad(), accelerator.autocast():
-            logits = model(images.to(_device(model)))
+            logits = logits_of(model, to_device(inputs, _device(model)))
     except MISFITS as error:
-        raise ConfigError(f"{key}: {_name(model)} does not take images of {_shape(images)}: {reason(error)}") from error
+        raise ConfigError(f"{key}: {_name(model)} does not take {_told(inputs)}: {reason(error)}") from error
     finally:
         reshard(model)
-    return _outputs(logits, classes, model, key)
+    return _outputs(logits, inputs, classes, model, key)
 
 
 def check_teacher(
-    teacher: nn.Module, taps: Taps, images: Tensor, outputs: int, classes: int, accelerator: Accelerator, key: str
+    teacher: nn.Module, taps: Taps, inputs: Inputs, outputs: int, classes: int, accelerator: Accelerator, key: str
 ) -> dict[str, Tensor]:
-    """Run images through the teacher of a student with so many outputs.
+    """Run some inputs through the teacher of a student with so many outputs.
 
     Args:
         teacher: as it will teach.
         taps: of the modules of it that are matched.
-        images: some.
+        inputs: some.
         outputs: of the student.
         classes: of the data.
         accelerator: for autocast.
@@ -71,17 +77,17 @@ def check_teacher(
         What its modules gave.
 
     Raises:
-        ConfigError: images do not fit the teacher, its outputs are not as many as the student's, or see `Taps.take`.
+        ConfigError: they do not fit the teacher, its outputs are not as many as the student's, or see `Taps.take`.
     """
     with taps:
-        theirs = check_fit(teacher, images, classes, accelerator, key)
+        theirs = check_fit(teacher, inputs, classes, accelerator, key)
     if theirs != outputs:
         raise ConfigError(f"{key}: has {theirs} outputs, but the student has {outputs}; they must be as many")
     return taps.take()
 
 
-def rehearse(model: nn.Module, images: Tensor, labels: Tensor, classes: int, accelerator: Accelerator) -> None:
-    """Run images forward and backward through the model as wrapped for training, and leave no trace in it.
+def rehearse(model: nn.Module, inputs: Inputs, labels: Tensor, classes: int, accelerator: Accelerator) -> None:
+    """Run some inputs forward and backward through the model as wrapped for training, and leave no trace in it.
 
     After this DDP has laid out its buckets for good. Without, the gradients of a run's first step were added up in
     another order than those of the others, and a run that goes on would not end with the same bytes.
@@ -93,15 +99,13 @@ def rehearse(model: nn.Module, images: Tensor, labels: Tensor, classes: int, acc
     model.train()
     try:
         with accelerator.autocast():
-            logits = model(images)
-        _outputs(logits, classes, model, "model", " in training mode")
-        accelerator.backward(F.cross_entropy(logits.float(), labels))
+            logits = logits_of(model, inputs)
+        _outputs(logits, inputs, classes, model, "model", " in training mode")
+        accelerator.backward(cross_entropy(*rows(logits, labels)))
     except MISFITS as error:
         if isinstance(error, ConfigError) or is_lost_rank(error):
             raise
-        raise ConfigError(
-            f"model: {_name(model)} cannot be trained on images of {_shape(images)}: {reason(error)}"
-        ) from error
+        raise ConfigError(f"model: {_name(model)} cannot be trained on {_told(inputs)}: {reason(error)}") from error
     idle = [name for name, p in unwrap(model).named_parameters() if p.requires_grad and p.grad is None]
     if idle and isinstance(model, DistributedDataParallel):
         raise ConfigError(
@@ -112,15 +116,22 @@ def rehearse(model: nn.Module, images: Tensor, labels: Tensor, classes: int, acc
     set_back_buffers(model, buffers)
 
 
-def _outputs(logits: object, classes: int, model: nn.Module, key: str, mode: str = "") -> int:
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
+def _outputs(logits: object, inputs: Inputs, classes: int, model: nn.Module, key: str, mode: str = "") -> int:
+    texts = isinstance(inputs, Mapping)
+    if not isinstance(logits, Tensor) or logits.dim() not in ((2, 3) if texts else (2,)):
         raise ConfigError(f"{key}: {_name(model)} does not return logits of shape (batch, classes){mode}")
-    if logits.shape[1] < classes:
+    outputs = logits.shape[-1]
+    if outputs >= classes:
+        return outputs
+    if logits.dim() == 3:
         raise ConfigError(
-            f"{key}: {_name(model)} has {logits.shape[1]} outputs, but data has {classes} classes; set "
-            f"{key}.args.num_classes={classes}"
+            f"{key}: {_name(model)} has {outputs} tokens, but the tokenizer has {classes}; set data.tokenizer to that "
+            "of the model"
         )
-    return logits.shape[1]
+    raise ConfigError(
+        f"{key}: {_name(model)} has {outputs} outputs, but data has {classes} classes; set "
+        f"{key}.args.{'num_labels' if texts else 'num_classes'}={classes}"
+    )
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -132,5 +143,7 @@ def _name(model: nn.Module) -> str:
     return type(unwrap(model)).__name__.removeprefix("FSDP")
 
 
-def _shape(images: Tensor) -> tuple[int, ...]:
-    return tuple(images.shape[1:])
+def _told(inputs: Inputs) -> str:
+    if isinstance(inputs, Tensor):
+        return f"images of {tuple(inputs.shape[1:])}"
+    return f"{', '.join(inputs)} of {inputs['input_ids'].shape[1]} tokens"

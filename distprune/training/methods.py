@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from distprune.config.schema import Config, Prune
 from distprune.entries import imported
 from distprune.errors import ConfigError, reason
+from distprune.integrations import hugging_face
 from distprune.pruning import (
     NM,
     Allocation,
@@ -106,6 +109,12 @@ def make_allocation(prune: Prune) -> Allocation:
         "lamp": LampAllocation(),
     }
     return known[prune.allocation]
+
+
+def chosen(prune: Prune, model: nn.Module) -> tuple[list[str], list[str]]:
+    """What of a bare model to include and to exclude: as configured, and without heads of models of transformers."""
+    pattern = prune.pattern is not None
+    return hugging_face.chosen(model, prune.include, prune.exclude, prune.embeddings, pattern=pattern)
 
 
 def make_pattern(prune: Prune) -> Pattern | None:

@@ -7,19 +7,20 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from distprune.config import Config
+from distprune.data import Inputs
 from distprune.errors import ConfigError
 from distprune.pruning import NM, Permutations, find_permutations
 from distprune.pruning.chains import find_chains
 
 
-def reorder_channels(model: nn.Module, images: Tensor, config: Config, accelerator: Accelerator) -> Permutations:
+def reorder_channels(model: nn.Module, inputs: Inputs, config: Config, accelerator: Accelerator) -> Permutations:
     """Reorder the channels of the bare model as `prune.permute` asks; on all ranks, each with the same weights.
 
     Rank 0 searches and tells the others, since processors may round differently.
 
     Args:
         model: in evaluation mode; changed in place.
-        images: a few, as the model takes them.
+        inputs: a few, as the model takes them.
         config: of the run.
         accelerator: ranks.
 
@@ -29,14 +30,15 @@ def reorder_channels(model: nn.Module, images: Tensor, config: Config, accelerat
     Raises:
         ConfigError: the model cannot be traced.
     """
+    images = _images(inputs)
     assert config.prune.pattern is not None
     pattern, found = NM.parse(config.prune.pattern), list[Permutations | str]([""])
     if accelerator.is_main_process:
         try:
-            inputs = (images.to(next(model.parameters()).device),)
+            taken = (images.to(next(model.parameters()).device),)
             prune, device = config.prune, accelerator.device
             found = [
-                find_permutations(model, pattern, inputs, include=prune.include, exclude=prune.exclude, device=device)
+                find_permutations(model, pattern, taken, include=prune.include, exclude=prune.exclude, device=device)
             ]
         except ValueError as error:
             found = [str(error)]
@@ -47,14 +49,21 @@ def reorder_channels(model: nn.Module, images: Tensor, config: Config, accelerat
     return told
 
 
-def check_reorderable(model: nn.Module, images: Tensor) -> int:
+def check_reorderable(model: nn.Module, inputs: Inputs) -> int:
     """How many chains of channels can be reordered in the model, which is in evaluation mode.
 
     Raises:
         ConfigError: it cannot be traced.
     """
+    images = _images(inputs)
     try:
         chains = find_chains(model, (images.to(next(model.parameters()).device),))
     except ValueError as error:
         raise ConfigError(f"prune.permute: {error}") from error
     return sum(chain.fixed is None for chain in chains)
+
+
+def _images(inputs: Inputs) -> Tensor:
+    if isinstance(inputs, Tensor):
+        return inputs
+    raise ConfigError("prune.permute: reorders the channels of models of images, not of texts; leave it out")

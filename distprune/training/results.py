@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import sys
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from distprune.training.run_folder import RunFolder
 from distprune.training.shrinking import Shrinking
 from distprune.training.whole import count_zeros, to_rank_0
 
-PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "wandb")
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "wandb")
 
 
 def versions() -> dict[str, str]:
@@ -50,6 +53,29 @@ def write_tensors(folder: RunFolder, pruner: MaskHolder, shrinking: Shrinking) -
         # One entry, since the order of several is not always the same.
         folder.write_tensors(folder.masks.name, masks, {"shapes": json.dumps(shapes)})
         folder.write_tensors(folder.model.name, weights, about)
+
+
+def write_transformer(folder: RunFolder, model: nn.Module, tokenizer: Any) -> None:
+    """Write config.json and the tokenizer, with which `from_pretrained` of transformers takes the folder for a model.
+
+    Nothing is written beside other models.
+
+    Args:
+        folder: of the run.
+        model: bare.
+        tokenizer: of its texts; None of images.
+    """
+    config: Any = getattr(model, "config", None)
+    if tokenizer is None or not hasattr(config, "to_json_string"):
+        return
+    told = copy.deepcopy(config)
+    told.use_cache = True
+    told.architectures = [type(model).__name__.removeprefix("FSDP")]
+    folder.write_text("config.json", told.to_json_string())
+    with TemporaryDirectory(dir=folder.path) as partial:
+        for file in tokenizer.save_pretrained(partial):
+            if Path(file).is_file():
+                Path(file).replace(folder.path / Path(file).name)
 
 
 def summarize(

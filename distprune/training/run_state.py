@@ -269,7 +269,9 @@ class RunState:
 
     def _tensors(self, trained: dict[str, Tensor], pruned: dict[str, Any]) -> dict[str, Tensor]:
         """Every tensor of the run by name: what is trained, buffers, and those of the pruner's state."""
-        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        once, all_names = (dict(self._model.named_parameters(remove_duplicate=each)) for each in (True, False))
+        tied = all_names.keys() - once.keys()  # to what has another name already
+        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items() if name not in tied}
         masks = {f"mask.{name}": value for name, value in pruned["masks"].items()}
         return tensors | trained | masks | {f"score.{name}": value for name, value in pruned["observed"].items()}
 

@@ -5,31 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from distprune.config import Config
-from distprune.config.schema import AdamW, Teacher
-from distprune.data import Order
+from distprune.config.schema import AdamW, Teacher, Texts
+from distprune.data import Inputs, Order
 from distprune.data.sampler import mix
 from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
 from distprune.pruning import MaskHolder, Permutations, Pruner, Schedule, Score
+from distprune.pruning.prunable import unwrap
 from distprune.structured import ChannelPruner, Channels, GroupPenalty, find_channels, kept_of
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
 from distprune.training.checks import check_fit, check_teacher, rehearse
 from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group
 from distprune.training.features import FeatureLoss, Projections, Taps, feature_widths, student_taps, teacher_taps
-from distprune.training.held_out import HeldOut
-from distprune.training.images import Images
+from distprune.training.held_out import HeldOut, open_split
 from distprune.training.liveness import Liveness
-from distprune.training.methods import make_allocation, make_bounds, make_most, make_pattern, make_score
+from distprune.training.methods import chosen, make_allocation, make_bounds, make_most, make_pattern, make_score
 from distprune.training.nonfinite import LossWatch
 from distprune.training.permuting import reorder_channels
 from distprune.training.phases import Span, Timetable, make_timetable
@@ -38,6 +39,7 @@ from distprune.training.recovery import Recovery
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import RunState
 from distprune.training.shrinking import Shrinking
+from distprune.training.splits import Split
 from distprune.training.stopping import Stopper
 from distprune.training.student import Student
 from distprune.training.tasks import Classification, Distillation, Task
@@ -46,11 +48,17 @@ from distprune.training.whole import metadata, plain_state
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
-    """The student with its initial weights, the same on every rank, on the CPU."""
+    """The student with its initial weights, the same on every rank, on the CPU.
+
+    Raises:
+        ConfigError: it cannot be made, or is made for shorter texts than data.max_length.
+    """
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model.name, config.model.args, classes)
-    if config.model.weights is not None:
-        load_weights(model, config.model.weights)
+    own = config.model
+    model = _build(config, own.name, own.args, own.weights, classes, "model")
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(config.data, Texts) and isinstance(most, int) and config.data.max_length > most:
+        raise ConfigError(f"data.max_length: is {config.data.max_length}, but {own.name} takes {most} tokens; lower it")
     return model
 
 
@@ -61,9 +69,16 @@ def load_teachers(config: Config, classes: int) -> dict[str, nn.Module]:
     for key, teacher in config.distill.teachers.items() if config.distill is not None else ():
         if isinstance(teacher, Teacher):
             name, args = (teacher.name, teacher.args) if teacher.name else (own.name, {**own.args, **teacher.args})
-            models[key] = build_model(name, args, classes, key)
-            load_weights(models[key], teacher.weights, f"{key}.weights")
+            models[key] = _build(config, name, args, teacher.weights, classes, key)
     return models
+
+
+def _build(config: Config, name: str, args: dict[str, Any], weights: str | None, classes: int, key: str) -> nn.Module:
+    """A model with given weights, or else those it has by itself."""
+    model = build_model(name, args, classes, key, config.data.task, pretrained=weights is None)
+    if weights is not None:
+        load_weights(model, weights, f"{key}.weights")
+    return model
 
 
 def place(model: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
@@ -161,12 +176,13 @@ class Tasks:
         self.projections = Projections([])
         self._wrapped: nn.Module = self.projections
 
-    def rehearse(self, images: Tensor, outputs: int, dense: Taps, optimizer: Optimizer) -> None:
-        """Run images through the teachers from files, and make the projections between features.
+    def rehearse(self, inputs: Inputs, outputs: int, samples: int, dense: Taps, optimizer: Optimizer) -> None:
+        """Run some inputs through the teachers from files, and make the projections between features.
 
         Args:
-            images: which the student has just seen, with its taps and `dense` open.
+            inputs: which the student has just seen, with its taps and `dense` open.
             outputs: of the student.
+            samples: how many there are in the inputs.
             dense: what of the student will teach, see `student_taps`.
             optimizer: the torch optimizer of the student.
 
@@ -174,10 +190,10 @@ class Tasks:
             ConfigError: see `check_teacher` and `feature_widths`.
         """
         taught = {
-            key: check_teacher(teacher, taps, images, outputs, self._classes, self._accelerator, key)
+            key: check_teacher(teacher, taps, inputs, outputs, self._classes, self._accelerator, key)
             for key, (teacher, taps) in self._teachers.items()
         }
-        widths = feature_widths(self._config.distill, self._taps, dense, taught, len(images))
+        widths = feature_widths(self._config.distill, self._taps, dense, taught, samples)
         torch.manual_seed(mix(self._config.run.seed, len(widths)))
         self.projections = Projections(widths)
         self._wrapped = wrap_projections(self.projections, self._student.wrapped, optimizer, self._accelerator)
@@ -218,9 +234,8 @@ class Tasks:
             if self._accelerator.is_main_process:
                 self._folder.write_tensors(self._folder.teacher.name, weights, metadata(kept_of(self._student.bare)))
         self._accelerator.wait_for_everyone()
-        model = build_model(self._config.model.name, self._config.model.args, self._classes)
-        load_weights(model, str(self._folder.teacher), "distill.teacher")
-        return model
+        own = self._config.model
+        return _build(self._config, own.name, own.args, str(self._folder.teacher), self._classes, "distill.teacher")
 
 
 @dataclass
@@ -232,6 +247,7 @@ class Job:
     trainer: Trainer
     pruner: MaskHolder
     model: nn.Module
+    train: Split
     tasks: Tasks
     timetable: Timetable
     trackers: Trackers
@@ -250,11 +266,11 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     Raises:
         ConfigError: something the configuration names is missing or does not fit.
     """
-    train = Images(config, config.data.train_split, accelerator)
-    held_out = HeldOut(config, train.data, accelerator)
-    order = make_order(config, len(train.data), accelerator.num_processes)
+    train = open_split(config, config.data.train_split, accelerator)
+    held_out = HeldOut(config, train, accelerator)
+    order = make_order(config, len(train), accelerator.num_processes)
     timetable = make_timetable(config, order.steps_per_epoch)
-    classes = len(train.data.classes)
+    classes = train.outputs
     if config.distill is not None and config.distill.sharded and not is_sharded(accelerator):
         raise ConfigError(
             "distill.sharded: the teacher can be sharded only where the student is; launch with launch/fsdp2.yaml, or "
@@ -263,14 +279,14 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     bare = make_model(config, classes)
     if not is_sharded(accelerator):  # else every rank's part is moved alone
         place(bare, config, accelerator)
-    outputs = check_fit(bare, held_out.images.first_images(), classes, accelerator)
+    outputs = check_fit(bare, held_out.split.first_inputs(), classes, accelerator)
     permuted = None
     if config.prune.permute:
-        permuted = reorder_channels(bare, held_out.images.first_images(), config, accelerator)
-    channels = find_prunable_channels(config, bare, held_out.images.first_images())
+        permuted = reorder_channels(bare, held_out.split.first_inputs(), config, accelerator)
+    channels = find_prunable_channels(config, bare, held_out.split.first_inputs())
     wrapped, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
-    images, labels = train.first_samples()
-    once = partial(rehearse, images=images, labels=labels, classes=classes, accelerator=accelerator)
+    inputs, labels = train.first_samples(training=True)
+    once = partial(rehearse, inputs=inputs, labels=labels, classes=classes, accelerator=accelerator)
     student = Student(bare, wrapped, accelerator, config.run.compile, once)
     taps, dense = student_taps(config.distill, bare)
     with taps, dense:
@@ -278,14 +294,14 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     dense.remove()
     pruner = make_pruner(wrapped, optimizer, timetable.pruning.schedule, config, channels)
     tasks = Tasks(config, student, taps, pruner, timetable.spans, classes, accelerator, folder)
-    tasks.rehearse(images, outputs, dense, optimizer.optimizer)
+    tasks.rehearse(inputs, outputs, len(labels), dense, optimizer.optimizer)
     trackers = Trackers()
     for_stopping, for_saving = (side_group(config.integrity.start_timeout) for _ in range(2))
     stopper = Stopper(folder.stop_file, config.run.max_minutes, for_stopping)
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep, for_saving)
     shrinking = Shrinking(
         student, pruner, config.prune.channels, timetable.rounds is not None or is_sharded(accelerator),
-        held_out.images.first_images,
+        held_out.split.first_inputs,
     )  # fmt: skip
     run_state = RunState(
         config, accelerator, bare, tasks.projections, optimizer.optimizer, pruner, shrinking, checkpoints,
@@ -311,7 +327,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         save_every=config.checkpoint.every, compare_every=config.integrity.every, seed=config.run.seed,
     )  # fmt: skip
     return Job(
-        config, accelerator, trainer, pruner, bare, tasks, timetable, trackers, run_state, recovery, shrinking,
+        config, accelerator, trainer, pruner, bare, train, tasks, timetable, trackers, run_state, recovery, shrinking,
         stopper, liveness, permuted,
     )  # fmt: skip
 
@@ -333,7 +349,7 @@ def make_order(config: Config, samples: int, world_size: int) -> Order:
     return Order(samples, size, config.run.seed)
 
 
-def find_prunable_channels(config: Config, model: nn.Module, images: Tensor) -> Channels | None:
+def find_prunable_channels(config: Config, model: nn.Module, inputs: Inputs) -> Channels | None:
     """The channels that can be removed from the bare model, if channels are to be pruned.
 
     Raises:
@@ -342,7 +358,7 @@ def find_prunable_channels(config: Config, model: nn.Module, images: Tensor) -> 
     if config.prune.pattern != "channels":
         return None
     try:
-        return find_channels(model, images, config.prune.include, config.prune.exclude)
+        return find_channels(model, inputs, *chosen(config.prune, model))
     except ValueError as error:
         raise ConfigError(f"prune: {error}") from error
 
@@ -389,12 +405,13 @@ def make_pruner(
                 min_width=prune.channels.min_width,
                 most=make_most(prune, channels),
             )
+        include, exclude = chosen(prune, unwrap(model))
         return Pruner(
             model,
             optimizer,
             schedule,
-            include=prune.include,
-            exclude=prune.exclude,
+            include=include,
+            exclude=exclude,
             embeddings=prune.embeddings,
             score=score or make_score(config),
             allocation=make_allocation(prune),

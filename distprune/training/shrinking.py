@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distprune.config.schema import Channels
+from distprune.data import Inputs
 from distprune.pruning import MaskHolder
 from distprune.structured import ChannelPruner, kept_of
 from distprune.structured.shrink import select
 from distprune.tracking.logs import logger
 from distprune.training.buffers import sync_buffers
+from distprune.training.logits import logits_of
 from distprune.training.student import Student
 from distprune.training.whole import metadata, plain_state
 
@@ -53,17 +56,17 @@ class Shrinking:
         pruner: its masks; nothing is done where it prunes weights.
         settings: when.
         at_end: not before the run ends, since rounds may have to go back, or since shards cannot shrink.
-        images: some, on which outputs before and after are compared.
+        inputs: some, on which outputs before and after are compared.
     """
 
     def __init__(
-        self, student: Student, pruner: MaskHolder, settings: Channels, at_end: bool, images: Callable[[], Tensor]
+        self, student: Student, pruner: MaskHolder, settings: Channels, at_end: bool, inputs: Callable[[], Inputs]
     ) -> None:
         self._student = student
         self._pruner = pruner if isinstance(pruner, ChannelPruner) else None
         self._settings = settings
         self._at_end = at_end
-        self._images = images
+        self._inputs = inputs
         self._updates = 0
         self._since = (0, 0.0)
         self.done: list[Shrunk] = []
@@ -156,8 +159,8 @@ class Shrinking:
 
     @torch.no_grad()
     def _outputs(self) -> Tensor:
-        """Of the bare model on some images, in float32."""
-        bare, images = self._student.bare, self._images()
+        """Of the bare model on some inputs, in float32."""
+        bare, inputs = self._student.bare, self._inputs()
         was_training = bare.training
         bare.eval()
         exact = torch.backends.cudnn.flags(
@@ -165,6 +168,6 @@ class Shrinking:
         )
         with exact:
             forward = type(bare).forward  # without the autocast that accelerate has put around the instance's
-            outputs: Tensor = forward(bare, images)
+            outputs: Tensor = logits_of(partial(forward, bare), inputs)
         bare.train(was_training)
         return outputs.float()

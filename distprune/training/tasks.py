@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distprune.data import PADDING, Inputs
 from distprune.training.features import FeatureLoss
+from distprune.training.logits import logits_of
 from distprune.training.ramps import Ramp
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -20,7 +22,7 @@ Autocast = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """The loss of one batch, to be differentiated, and detached figures, all scalars and means over the batch.
+    """The loss of one batch, to be differentiated, and detached figures, all scalars and means over samples, or tokens.
 
     `figures` holds loss, loss_ce, top1 (a fraction) and, with a teacher, loss_kd; loss_feature where features are
     matched; kd_alpha and kd_temperature where these change.
@@ -33,13 +35,14 @@ class TaskOutput:
 class Task(Protocol):
     """Runs the model on a batch."""
 
-    def __call__(self, images: Tensor, labels: Tensor, step: int) -> TaskOutput:
-        """Images are normalised, N x C x H x W; labels are int64, N; `step` counts the optimizer steps done before."""
+    def __call__(self, inputs: Inputs, labels: Tensor, step: int) -> TaskOutput:
+        """Inputs are as the model takes them; labels are int64, N (of samples) or N x T (of tokens), `PADDING` where
+        there is nothing to learn; `step` counts the optimizer steps done before."""
         ...
 
 
 class Classification:
-    """Cross-entropy on class labels.
+    """Cross-entropy on labels of samples or tokens.
 
     Args:
         model: the student.
@@ -47,23 +50,24 @@ class Classification:
         label_smoothing: of the cross-entropy.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor], autocast: Autocast, label_smoothing: float = 0.0) -> None:
+    def __init__(self, model: Callable[..., Any], autocast: Autocast, label_smoothing: float = 0.0) -> None:
         self._model = model
         self._autocast = autocast
         self._label_smoothing = label_smoothing
 
-    def __call__(self, images: Tensor, labels: Tensor, step: int) -> TaskOutput:
-        """Cross-entropy, batch mean."""
+    def __call__(self, inputs: Inputs, labels: Tensor, step: int) -> TaskOutput:
+        """Cross-entropy, mean over what has a label."""
         with self._autocast():
-            logits = self._model(images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+            logits = logits_of(self._model, inputs)
+        logits, labels = rows(logits, labels)
+        loss = cross_entropy(logits, labels, self._label_smoothing)
         return TaskOutput(loss, {"loss": loss.detach(), "loss_ce": loss.detach(), "top1": _accuracy(logits, labels)})
 
 
 class Distillation:
     """alpha T^2 KL(teacher || student) + (1 - alpha) CE, batch mean (Hinton et al. 2015, arXiv:1503.02531).
 
+    Of tokens it is the mean over those that have a label.
     Of several teachers the arithmetic mean of their softened probabilities is learnt (same paper, ensembles).
     The loss of features, where there is one, is added as it is.
 
@@ -79,7 +83,7 @@ class Distillation:
 
     def __init__(
         self,
-        model: Callable[[Tensor], Tensor],
+        model: Callable[..., Any],
         teachers: Sequence[nn.Module],
         alpha: float | Ramp,
         temperature: float | Ramp,
@@ -95,19 +99,19 @@ class Distillation:
         self._label_smoothing = label_smoothing
         self._features = features
 
-    def __call__(self, images: Tensor, labels: Tensor, step: int) -> TaskOutput:
+    def __call__(self, inputs: Inputs, labels: Tensor, step: int) -> TaskOutput:
         """The distillation loss; figures hold its parts without alpha, loss_kd with T^2, loss_feature as weighted."""
         alpha, temperature = _at(self._alpha, step), _at(self._temperature, step)
         watching = nullcontext() if self._features is None else self._features.watching()
         with self._autocast(), watching:
             with torch.no_grad():
-                taught = [teacher(images) for teacher in self._teachers]
-            logits = self._model(images)
-        target = _mean_log_softmax([theirs.float() / temperature for theirs in taught])
-        logits = logits.float()
+                taught = [rows(logits_of(teacher, inputs), labels)[0] for teacher in self._teachers]
+            logits = logits_of(self._model, inputs)
+        target = _mean_log_softmax([theirs / temperature for theirs in taught])
+        logits, labels = rows(logits, labels)
         own = F.log_softmax(logits / temperature, dim=1)
-        loss_kd = F.kl_div(own, target, reduction="batchmean", log_target=True) * temperature**2
-        loss_ce = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        loss_kd = _divergence(own, target, labels) * temperature**2
+        loss_ce = cross_entropy(logits, labels, self._label_smoothing)
         loss = alpha * loss_kd + (1 - alpha) * loss_ce
         parts = {"loss_ce": loss_ce, "loss_kd": loss_kd}
         if self._features is not None:
@@ -122,6 +126,23 @@ class Distillation:
         return TaskOutput(loss, {**figures, "top1": _accuracy(logits, labels)})
 
 
+def rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits in float32 (N x classes) and labels (N), of tokens one row each."""
+    return logits.flatten(0, -2).float(), labels.flatten()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The mean over rows that have a label."""
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, ignore_index=PADDING)
+
+
+def _divergence(own: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    """KL(target || own) of logarithms of probabilities (N x classes), mean over rows that have a label."""
+    # No class is likely, so nothing is added up; choosing rows would wait for the device to count them.
+    target = target.masked_fill_((labels == PADDING)[:, None], torch.finfo(target.dtype).min)
+    return F.kl_div(own, target, reduction="sum", log_target=True) / (labels != PADDING).sum()
+
+
 def _at(value: float | Ramp, step: int) -> float:
     return value.at(step) if isinstance(value, Ramp) else value
 
@@ -133,4 +154,4 @@ def _mean_log_softmax(logits: Sequence[Tensor]) -> Tensor:
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(1) == labels).float().mean()
+    return (logits.detach().argmax(1) == labels).sum() / (labels != PADDING).sum()

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from distprune.data import Batch
 from distprune.data.sampler import mix
 from distprune.pruning import Attempt, MaskHolder, NonFiniteError, compare_replicas
 from distprune.structured import GroupPenalty
@@ -47,7 +48,7 @@ from distprune.training.stopping import Stopped, Stopper
 from distprune.training.student import Student
 from distprune.training.tasks import Task
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+Batches = Iterator[Batch]
 
 MOST_SKIPPED = 100
 
@@ -67,7 +68,7 @@ class Trainer:
         shrinking: removes channels.
         penalty: adds its gradient to that of the loss in the dense phase; None where there is none.
         timetable: phases and when they begin and end.
-        batches_from: this rank's micro-batches, normalised and on the device, without end, from a global batch on.
+        batches_from: this rank's micro-batches, as the model takes them, without end, from a global batch on.
         task_for: the task of a phase, asked for when the phase begins.
         evaluate: counts accuracy on the evaluation sets, on all ranks; takes what to call after each batch.
         trackers: take the figures.
@@ -248,10 +249,10 @@ class Trainer:
         self.loss_watch.begin()
         figures: list[tuple[dict[str, Tensor], int]] = []
         for micro in range(self.accumulate):
-            images, labels = next(batches)
+            inputs, labels = next(batches)
             last = micro + 1 == self.accumulate
             with nullcontext() if last else self.accelerator.no_sync(self.student.wrapped):
-                output = task(images, labels, self.step)
+                output = task(inputs, labels, self.step)
                 # DDP averages over ranks; their parts of the batch need not be equal, but each sample counts the same.
                 share = len(labels) * self.accelerator.num_processes / self.batch_size
                 self.accelerator.backward(output.loss * share)

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from distprune.models import build_model
 from tests.data.made import random_images, write_folder, write_parquet
+from tests.hf_jobs import write_bert, write_lines, write_llama, write_sentences
 
 NETS = """\
 from torch import nn
@@ -87,4 +88,10 @@ def make_sets(folder):
     torch.save(build_model("lenet300", {}, 10).state_dict(), folder / "lenet.pt")
     torch.save(build_model("digits_cnn", {}, 4).state_dict(), folder / "four.pt")
     save_file(build_model("digits_cnn", {"width": 8}, 10).state_dict(), folder / "narrow.safetensors")
+    write_bert(folder / "bert")
+    write_llama(folder / "llama")
+    write_bert(folder / "bare")
+    (folder / "bare" / "model.safetensors").unlink()
+    write_sentences(folder / "sentences")
+    write_lines(folder / "unknown" / "train.jsonl", [{"sentence": "w1", "label": "good"}] * 60)
     (folder / "nets_of_a_user.py").write_text(NETS, encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 
 from distprune.train import main
 from tests.config.sets import make_sets
-from tests.config.wrong_jobs import CASES, COLOUR, GREY, JOB
+from tests.config.wrong_jobs import CASES, COLOUR, GREY, JOB, TEXTS, TOKENS
 from tests.jobs import ROOT
 
 
@@ -59,7 +59,9 @@ def assert_one_message(text, words):
         assert word in text, f"{word!r} is not in the message:\n{text}"
 
 
-@pytest.mark.parametrize("words", [(), GREY, COLOUR], ids=["digits", "parquet", "folder"])
+@pytest.mark.parametrize(
+    "words", [(), GREY, COLOUR, TEXTS, TOKENS], ids=["digits", "parquet", "folder", "texts", "tokens"]
+)
 def test_the_job_that_the_cases_get_wrong_is_right(job, words, capsys):
     assert job(*words) == 0, capsys.readouterr().err
 

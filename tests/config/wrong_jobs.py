@@ -423,4 +423,87 @@ PATTERNS = [
     ("pattern that nothing fits", ["prune.pattern='63:126'"], ["nothing to prune", "no multiple of 126"]),
 ]
 
-CASES = [*KEYS, *COMBINATIONS, *MODELS, *FEATURES, *TRANSFORMS, *DATA, *PRUNING, *METHODS, *ROUNDS, *PATTERNS, *PLACES]
+TEXTS = [
+    "data={task: text_classification, source: json, path: SETS/sentences, text_column: sentence, max_length: 32}",
+    "data.eval_split=validation",
+    "model.name=hf:SETS/bert",
+]
+TOKENS = [
+    "data={task: causal_lm, source: json, path: SETS/sentences, text_column: sentence, max_length: 16}",
+    "data.eval_split=validation",
+    "model.name=hf:SETS/llama",
+]
+TRANSFORMERS = [
+    ("unknown task", [*TEXTS, "data.task=classify"], ["data: 'classify'", "'text_classification', 'causal_lm'"]),
+    (
+        "options of images for texts",
+        [*TEXTS, "data.mean=[0.3]"],
+        ["data.mean: unknown key; it is one of images", "text_column"],
+    ),
+    ("labels for next tokens", [*TOKENS, "data.label_column=label"], ["data.label_column: unknown key"]),
+    (
+        "texts without a path",
+        ["data={task: causal_lm, source: text}", "model.name=hf:SETS/llama"],
+        ["data.path", "missing"],
+    ),
+    ("no tokens at all", [*TEXTS, "data.max_length=0"], ["data.max_length", "greater than or equal to 1"]),
+    ("blocks of one token", [*TOKENS, "data.max_length=1"], ["data.max_length", "at least"]),
+    ("memory format of texts", [*TEXTS, "model.channels_last=true"], ["model.channels_last", "images"]),
+    (
+        "images for a model of texts",
+        ["model.name=hf:SETS/bert"],
+        ["model.name: hf:", "data.task", "text_classification"],
+    ),
+    (
+        "images for a teacher of texts",
+        ["distill.teacher={name: 'hf:SETS/bert'}"],
+        ["distill.teacher.name", "takes texts"],
+    ),
+    ("texts for a model of images", [*TEXTS, "model.name=digits_cnn"], ["data.tokenizer", "none of its own"]),
+    (
+        "tokens for a model of images",
+        [*TEXTS, "model.name=digits_cnn", "data.tokenizer=SETS/bert"],
+        ["model: Sequential does not take attention_mask, input_ids", "unexpected keyword"],
+    ),
+    ("unknown text column", [*TEXTS, "data.text_column=sentense"], ["'sentense'", "data.text_column=sentence"]),
+    ("unknown pair column", [*TEXTS, "data.pair_column=secnd"], ["'secnd'", "data.pair_column=second"]),
+    ("numbers for texts", [*TEXTS, "data.text_column=label"], ["data.text_column: 'label' holds", "not texts"]),
+    ("words for labels", [*TEXTS, "data.path=SETS/unknown"], ["data.label_column", "not one class number"]),
+    ("texts that are not there", [*TEXTS, "data.path=SETS/none"], ["data: cannot load split 'train' of json", "none"]),
+    ("folder without weights", [*TEXTS, "model.name=hf:SETS/bare"], ["model.name: cannot load", "model.safetensors"]),
+    ("unknown setting of a model", [*TEXTS, "model.args={layers: 3}"], ["model.args: BertConfig has no 'layers'"]),
+    ("longer than the model", [*TOKENS, "data.max_length=64", "train.batch_size=8"], ["data.max_length: is 64", "32"]),
+    (
+        "tokens of another vocabulary",
+        [*TOKENS, "model.args={vocab_size: 10, pretrained: false}"],
+        ["model: LlamaForCausalLM"],
+    ),
+    (
+        "fewer labels than classes",
+        [*TEXTS, "model.args={num_labels: 1, pretrained: false}"],
+        ["1 outputs", "2 classes", "model.args.num_labels=2"],
+    ),
+    ("less than a block", [*TOKENS, "data.train_split='train[:1]'"], ["data.max_length", "fewer than 16 tokens"]),
+    (
+        "untrained teacher of transformers",
+        [*TEXTS, "model.args={pretrained: false}", "phases.dense={}"],
+        ["distill.teacher: dense would be an untrained model"],
+    ),
+    ("set with the name of a perplexity", ["eval.sets={perplexity: test}"], ["eval.sets.perplexity", "another name"]),
+    ("channels of rotary attention", [*TOKENS, "prune.pattern=channels"], ["prune.pattern", "LlamaForCausalLM"]),
+]
+
+CASES = [
+    *KEYS,
+    *COMBINATIONS,
+    *MODELS,
+    *FEATURES,
+    *TRANSFORMS,
+    *DATA,
+    *PRUNING,
+    *METHODS,
+    *ROUNDS,
+    *PATTERNS,
+    *TRANSFORMERS,
+    *PLACES,
+]

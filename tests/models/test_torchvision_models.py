@@ -74,7 +74,7 @@ def zeros_anywhere(name):
 
 def two_of_four(name):
     model = made(name)
-    pruner = Pruner(model, optimizer_of(model), OneShotSchedule(0.5), pattern=NM(2, 4))
+    pruner = Pruner(model, optimizer_of(model), OneShotSchedule(0.5), exclude=EXCLUDED.get(name, ()), pattern=NM(2, 4))
     report = pruner.step()
     for tensor in pruner.tensors:
         groups = tensor.weight.detach().movedim(1, -1).reshape(-1, 4)

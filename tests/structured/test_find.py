@@ -229,6 +229,24 @@ def test_what_the_model_does_with_channels_by_number_keeps_them(between, taken, 
     assert "b" not in left_out
 
 
+def test_factors_that_begin_at_0_hide_nothing():
+    model = nn.Sequential(Shapes(lambda x: x.softmax(1)), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    nn.init.zeros_(model[1].weight)
+    assert "does not compute the same" in reasons(model, IMAGES)["0.a"]
+
+
+def test_thin_attention_can_lose_more_heads():
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0), nn.Linear(16, 2))
+    tokens = torch.randn(2, 5, 16)
+    channels = find_channels(model, tokens)
+    kept = torch.ones(channels.units, dtype=torch.bool)
+    (heads,) = (group for group in channels.groups if group.name == "0.self_attn")
+    kept[heads.begin] = False
+    pruned(model, channels, kept).shrink()
+    again = find_channels(model, tokens)
+    assert {group.name: group.size for group in again.groups}["0.self_attn"] == 3
+
+
 def test_layers_used_only_in_training_count():
     class Auxiliary(nn.Module):
         def __init__(self):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distprune.config.schema import AlphaRamp, Phase, TemperatureRamp
+from distprune.data import PADDING
 from distprune.pruning import RoundsSchedule
 from distprune.training.phases import Span
 from distprune.training.ramps import Ramp, lay_out, stretch
@@ -104,3 +105,18 @@ def test_weight_and_temperature_that_change_are_those_of_the_step_and_among_the_
         assert torch.equal(now.loss, fixed.loss)
         assert (now.figures["kd_alpha"].item(), now.figures["kd_temperature"].item()) == (weight, degrees)
         assert "kd_alpha" not in fixed.figures
+
+
+def test_tokens_without_a_label_count_for_nothing_and_all_others_alike():
+    student, teacher = nn.Linear(6, 4), nn.Linear(6, 4)
+    texts, labels = torch.randn(3, 5, 6), torch.randint(4, (3, 5))
+    labels[:, 3:], labels[0, 1] = PADDING, PADDING
+    output = Distillation(student, [teacher], 0.7, 3.0, nullcontext)(texts, labels, 0)
+    rows = labels != PADDING
+    alone = Distillation(student, [teacher], 0.7, 3.0, nullcontext)(texts[rows], labels[rows], 0)
+    for name, value in alone.figures.items():
+        assert output.figures[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    theirs = torch.autograd.grad(alone.loss, student.weight)[0]
+    assert torch.allclose(torch.autograd.grad(output.loss, student.weight)[0], theirs, atol=1e-6)
+    plain = Classification(student, nullcontext)(texts, labels, 0)
+    assert plain.loss.item() == pytest.approx(output.figures["loss_ce"].item())
