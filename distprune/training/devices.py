@@ -16,14 +16,16 @@ from accelerate import (
     InitProcessGroupKwargs,
     PartialState,
 )
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType, ParallelismConfig
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from distprune.config import Config
-from distprune.errors import ConfigError
+from distprune.errors import ConfigError, reason
 from distprune.training.hosts import host
 
 USE_MESH = "ACCELERATE_USE_PARALLELISM_CONFIG"
@@ -74,6 +76,24 @@ def make_accelerator(config: Config) -> Accelerator:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether the launcher asked for FSDP2 (or HSDP, which is FSDP2 on a mesh of two dimensions)."""
     return bool(accelerator.is_fsdp2)
+
+
+def wrap(model: nn.Module, optimizer: Optimizer, accelerator: Accelerator) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Wrap or shard a model that is trained, as the launcher says, and its optimizer.
+
+    Raises:
+        ConfigError: it cannot be sharded into the modules that the launcher's FSDP settings choose.
+    """
+    try:
+        return cast(tuple[nn.Module, AcceleratedOptimizer], accelerator.prepare(model, optimizer))
+    except (ValueError, TypeError) as error:
+        if not is_sharded(accelerator):
+            raise
+        raise ConfigError(
+            f"launcher: {type(model).__name__} cannot be sharded as fsdp_auto_wrap_policy says: {reason(error)}; set "
+            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, and fsdp_transformer_layer_cls_to_wrap to the class of its "
+            "layers, such as BertLayer"
+        ) from error
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -26,7 +26,7 @@ from distprune.structured import ChannelPruner, Channels, GroupPenalty, find_cha
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
 from distprune.training.checks import check_fit, check_teacher, rehearse
-from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group
+from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group, wrap
 from distprune.training.features import FeatureLoss, Projections, Taps, feature_widths, student_taps, teacher_taps
 from distprune.training.held_out import HeldOut, open_split
 from distprune.training.liveness import Liveness
@@ -284,7 +284,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     if config.prune.permute:
         permuted = reorder_channels(bare, held_out.split.first_inputs(), config, accelerator)
     channels = find_prunable_channels(config, bare, held_out.split.first_inputs())
-    wrapped, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
+    wrapped, optimizer = wrap(bare, make_optimizer(bare, config), accelerator)
     inputs, labels = train.first_samples(training=True)
     once = partial(rehearse, inputs=inputs, labels=labels, classes=classes, accelerator=accelerator)
     student = Student(bare, wrapped, accelerator, config.run.compile, once)

@@ -95,8 +95,11 @@ def test_next_tokens_are_foretold_and_counted_one_by_one(tmp_path, capsys):
 @pytest.mark.parametrize(("launcher", "job"), [("cpu", language_model), ("fsdp2", classifier)])
 def test_two_ranks_learn_the_same_and_go_on_to_the_same_bytes(tmp_path, environment, launcher, job):
     words = [*job(tmp_path), *LONG]
+    text = (ROOT / "launch" / f"{launcher}.yaml").read_text(encoding="utf-8")
+    layers = "TRANSFORMER_BASED_WRAP\n  fsdp_transformer_layer_cls_to_wrap: BertLayer"
+    (tmp_path / "launch.yaml").write_text(text.replace("SIZE_BASED_WRAP", layers), encoding="utf-8")
     program = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
-    program += ["--config_file", str(ROOT / "launch" / f"{launcher}.yaml"), "-m", "distprune.train", *words]
+    program += ["--config_file", str(tmp_path / "launch.yaml"), "-m", "distprune.train", *words]
 
     def start(name, **when):
         return run([*program, f"run.dir={name}"], tmp_path, environment, **when)
