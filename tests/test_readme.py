@@ -53,6 +53,16 @@ print(pruner.zeros == round(schedule.sparsity(10**9) * pruner.weights), bool(los
     assert ended.stdout.split() == ["True"] * 3
 
 
+def test_the_python_of_the_page_on_channels_shrinks_a_model(tmp_path):
+    (page,) = blocks("docs/channels.md")
+    page += """
+print(torch.equal(again(images), model(images)), pruner.is_final, abs(pruner.sparsity - 0.5) < 0.02)
+"""
+    ended = subprocess.run([sys.executable, "-c", page], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split()[-3:] == ["True"] * 3
+
+
 @pytest.mark.parametrize(("block", "weights"), [(0, 17408), (1, 9472)], ids=["transformers", "lightning"])
 def test_the_python_of_the_page_on_integrations_prunes_to_90_percent(block, weights, tmp_path):
     code = blocks("docs/integrations.md")[block]

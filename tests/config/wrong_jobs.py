@@ -490,7 +490,35 @@ TRANSFORMERS = [
         ["distill.teacher: dense would be an untrained model"],
     ),
     ("set with the name of a perplexity", ["eval.sets={perplexity: test}"], ["eval.sets.perplexity", "another name"]),
-    ("channels of rotary attention", [*TOKENS, "prune.pattern=channels"], ["prune.pattern", "LlamaForCausalLM"]),
+]
+
+CHANNELS = ["prune.pattern=channels", "prune.sparsity=0.5"]
+CHANNEL_JOBS = [
+    ("channels without the pattern", ["prune.channels.multiple=8"], ["prune.channels", "prune.pattern=channels"]),
+    ("channels and erk", [*CHANNELS, "prune.allocation=erk"], ["prune.allocation", "global or uniform"]),
+    ("channels and min_weights", [*CHANNELS, "prune.min_weights=3"], ["prune.min_weights", "min_width"]),
+    ("channels and embeddings", [*CHANNELS, "prune.embeddings=true"], ["prune.embeddings", "leave it out"]),
+    ("least sparsity of channels", [*CHANNELS, "prune.bounds={'*': {min: 0.1}}"], ["prune.bounds.*.min", "max only"]),
+    ("shrink_every without live", [*CHANNELS, "prune.channels.shrink_every=2"], ["shrink_every", "shrink live"]),
+    (
+        "live with rounds",
+        [*CHANNELS, "phases.prune={}", "prune.rounds={count: 2}", "prune.channels.shrink=live"],
+        ["prune.channels.shrink", "take end"],
+    ),
+    (
+        "a penalty without a dense phase",
+        [*CHANNELS, "phases.dense={}", "distill=null", "prune.channels.penalty=0.001"],
+        ["prune.channels.penalty", "phase dense"],
+    ),
+    (
+        "features of channels that go",
+        [*CHANNELS, "distill.features=[{student: '8', teacher: '8'}]"],
+        ["distill.features", "take never"],
+    ),
+    ("more channels than can go", [*CHANNELS, "prune.sparsity=0.999"], ["at most", "macs"]),
+    ("no channel that can go", [*CHANNELS, "prune.include=[last]"], ["no channel", "can be removed"]),
+    ("a bound that matches nothing", [*CHANNELS, "prune.bounds={'conv9': {max: 0.5}}"], ["conv9", "matches no"]),
+    ("an unknown budget", [*CHANNELS, "prune.channels.budget=flops"], ["prune.channels.budget", "macs"]),
 ]
 
 CASES = [
@@ -504,6 +532,7 @@ CASES = [
     *METHODS,
     *ROUNDS,
     *PATTERNS,
+    *CHANNEL_JOBS,
     *TRANSFORMERS,
     *PLACES,
 ]

@@ -2,6 +2,7 @@
 
 import weakref
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,7 +74,9 @@ def lay_out(student, teachers, features):
             teacher(IMAGES)
         seen[key] = tap.take()
     projections = Projections(feature_widths(distill, own, dense, seen, len(IMAGES)))
-    matched = FeatureLoss(distill.features, own, taps, projections, projections.own_widths, student)
+    matched = FeatureLoss(
+        distill.features, own, taps, projections, projections.own_widths, SimpleNamespace(wrapped=student)
+    )
     return Distillation(student, teachers, 0.5, 2.0, nullcontext, features=matched), projections
 
 

@@ -155,11 +155,9 @@ def test_heads_and_channels_of_an_mlp_are_removed_from_bert(tmp_path, capsys):
     assert main([*words, "run.dir=run"]) == 0
     summary, weights = read_json("run/summary.json"), load_file("run/model.safetensors")
     assert summary["params/total"] == sum(weight.numel() for weight in weights.values()) < summary["params/dense"]
-    heads = [
-        layer["shape"][0] for name, layer in summary["prune/layers"].items() if name.endswith("attention.self.value")
-    ]
-    assert heads == [4, 4]
-    assert len(weights["bert.encoder.layer.0.attention.self.value.weight"]) % 8 == 0
+    shapes = [layer["shape"] for name, layer in summary["prune/layers"].items() if name.endswith("self.value")]
+    assert shapes == [[2], [2]]
+    assert len(weights["bert.encoder.layer.0.attention.self.value.weight"]) in (16, 32)
     assert len(weights["bert.encoder.layer.0.intermediate.dense.weight"]) < 64
     assert not (tmp_path / "run" / "config.json").exists(), "no config.json tells of such widths"
     assert json.loads(printed(capsys, "evaluate", "run"))["eval/top1"] == summary["eval/top1"] > 90
