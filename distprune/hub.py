@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
 
 from distprune.errors import ConfigError, MissingError, reason
 
@@ -21,6 +24,8 @@ def loading(key: str, name: str) -> Iterator[None]:
         from transformers.utils import logging
     except ImportError:
         raise ConfigError(f"{key}: {name} needs transformers; pip install 'distprune[transformers]'") from None
+    if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise ConfigError(f"{key}: {name}: no such folder")
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -28,8 +33,8 @@ def loading(key: str, name: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        said = re.sub(r"\s+", " ", reason(error))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        said = re.sub(r"\s+", " ", f"{'no ' if isinstance(error, KeyError) else ''}{reason(error)}")
         unreachable = isinstance(error, OSError) and "connect" in said
         raise (MissingError if unreachable else ConfigError)(f"{key}: cannot load {name}: {said}") from error
     finally:

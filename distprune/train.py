@@ -19,7 +19,7 @@ from distprune.analysis.tables import print_summary
 from distprune.config import dump_config, load_config
 from distprune.errors import ConfigError, reason, remedy
 from distprune.pruning import MaskHolder, MaskMismatchError, NonFiniteError, WeightMismatchError
-from distprune.structured import ChannelPruner
+from distprune.structured import ChannelPruner, kept_of
 from distprune.tracking import JsonLines, Progress
 from distprune.tracking.logs import log_to_file, logger
 from distprune.training.checkpoint import Checkpoint, CheckpointError
@@ -165,7 +165,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
         )
         write_tensors(folder, job.pruner, job.shrinking)
         if main_process:
-            if not job.shrinking.removes:  # widths that differ cannot be told in a config.json
+            if not job.shrinking.removes and not kept_of(job.model):  # a config.json cannot tell widths that differ
                 write_transformer(folder, job.model, job.train.tokenizer)
             folder.write_json("summary.json", summary)
             job.trackers.finish(summary)

@@ -86,7 +86,7 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     held_out = HeldOut(config, train, accelerator).split
     order = make_order(config, len(train), world_size)
     timetable = make_timetable(config, order.steps_per_epoch)
-    model = make_model(config, train.outputs).to(accelerator.device)
+    model = make_model(config, train).to(accelerator.device)
     outputs = check_fit(model, held_out.first_inputs(), train.outputs, accelerator)
     chains = check_reorderable(model, held_out.first_inputs()) if config.prune.permute else None
     inputs, labels = train.first_samples(training=True)
@@ -94,7 +94,7 @@ def make_plan(path: str, overrides: Sequence[str] = (), world_size: int = 1, els
     with student, dense:
         rehearse(model, inputs, labels, train.outputs, accelerator)
     taught = {}
-    for key, teacher in load_teachers(config, train.outputs).items():
+    for key, teacher in load_teachers(config, train).items():
         taps = teacher_taps(config.distill, key, teacher.to(accelerator.device))
         taught[key] = check_teacher(teacher, taps, inputs, outputs, train.outputs, accelerator, key)
     feature_widths(config.distill, student, dense, taught, len(labels))

@@ -66,7 +66,7 @@ def print_sensitivity(path: str, overrides: Sequence[str], sparsities: str, out:
         held_out = open_split(config, config.data.eval_split, accelerator)
         train = open_split(config, config.data.train_split, accelerator)
         check_labels(train, held_out, "data.eval_split", config.data.eval_split)
-        model = place(make_model(config, train.outputs), config, accelerator)
+        model = place(make_model(config, train), config, accelerator)
         check_fit(model, held_out.first_inputs(), train.outputs, accelerator)
         tensors = _find_prunable(model, config)
         trials = [Trial(), *(Trial(tensor.name, level) for tensor in tensors for level in levels)]
@@ -165,6 +165,8 @@ def _check(
     if config is not None:
         if not config.model.is_trained:
             faults.append("model.weights: nothing to measure; name trained weights")
+        if config.prune.pattern is not None:
+            faults.append("prune.pattern: single weights are measured here; set prune.pattern=null")
         out = out or f"{Path(config.run.dir or '')}-sensitivity"
         if levels and config.prune.sparsity > levels[-1]:
             faults.append(_too_few(config.prune.sparsity, levels))

@@ -17,6 +17,7 @@ from distprune.config.schema import (
     Phases,
     Prune,
     Teacher,
+    TextClassification,
     Texts,
 )
 from distprune.entries import near
@@ -69,6 +70,11 @@ def _text_faults(config: Config, data: Texts) -> list[str]:
         faults.append(f"data.tokenizer: is missing, and model {config.model.name} has none of its own; name one")
     if isinstance(data, CausalLM) and data.max_length < 2:
         faults.append("data.max_length: a next token takes samples of 2 tokens at least; raise it")
+    if isinstance(data, TextClassification) and data.pair_column == data.text_column:
+        faults.append("data.pair_column: is data.text_column; name the column of second texts, or leave it out")
+    pretrained = config.model.args.get("pretrained", True)
+    if config.model.name.startswith(HF) and not isinstance(pretrained, bool):
+        faults.append(f"model.args.pretrained: must be true or false, got {pretrained!r}")
     if config.model.channels_last:
         faults.append("model.channels_last: is for images; leave it out")
     return faults
@@ -168,6 +174,8 @@ def _channel_faults(config: Config) -> list[str]:
     for pattern, limit in prune.bounds.items():
         if limit.min > 0:
             faults.append(f"prune.bounds.{pattern}.min: layers have no least sparsity in channels; give max only")
+    if prune.score != "magnitude" and prune.channels.norm != Channels().norm:
+        faults.append(f"prune.channels.norm: is of magnitudes, not of prune.score {prune.score}; leave it out")
     if prune.channels.shrink_every != 1 and prune.channels.shrink != "live":
         faults.append(f"prune.channels.shrink_every: only for shrink live, not {prune.channels.shrink}")
     if prune.channels.shrink == "live" and prune.rounds is not None:
@@ -206,6 +214,8 @@ def _permute_faults(config: Config) -> list[str]:
     if not config.prune.permute:
         return []
     faults = []
+    if not isinstance(config.data, Data):
+        faults.append("prune.permute: reorders the channels of models of images, not of texts; leave it out")
     if config.prune.pattern is None or ":" not in config.prune.pattern:
         faults.append("prune.permute: reorders channels for groups; set prune.pattern to N:M, or leave it out")
     if config.model.weights is None:

@@ -20,12 +20,14 @@ INSTEAD_OF = {"steps": "epochs", "epochs": "steps"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number (YAML 1.2, section 10.3.2), not a text as in YAML 1.1."""
+    """YAML in which 1e-3 is a number and 2:4 a text (YAML 1.2, section 10.3.2), not a text and 124 as in YAML 1.1."""
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+for _first in "123456789":
+    _Loader.yaml_implicit_resolvers[_first].insert(0, ("tag:yaml.org,2002:str", re.compile(r"^\d+(:\d+)+$")))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

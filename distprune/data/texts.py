@@ -112,6 +112,15 @@ def load_tokenizer(config: Config, data: Texts) -> Any:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ConfigError(f"data.tokenizer: {name} has no vocabulary; name a folder with the files of a tokenizer")
+    if isinstance(data, TextClassification):
+        marks = tokenizer.num_special_tokens_to_add(pair=data.pair_column is not None)
+        if data.max_length <= marks:
+            raise ConfigError(
+                f"data.max_length: is {data.max_length}, and {marks} tokens of that mark where texts begin and end; "
+                "raise it"
+            )
     if data.max_length > tokenizer.model_max_length:
         raise ConfigError(
             f"data.max_length: is {data.max_length}, but the tokenizer {name} is of a model that takes "

@@ -21,7 +21,6 @@ from distprune.pruning import masks as mask_ops
 from distprune.pruning.shards import local
 
 FILE = "pruning.safetensors"
-COUNTS = ("steps_done", "steps_seen", "observations")
 
 
 class PruningCallback(CallbackBase, TrainerCallback):  # type: ignore[misc]
@@ -122,9 +121,9 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 def _write(path: Path, saved: Mapping[str, Any], step: int) -> None:
     tensors = {f"{kind}/{name}": tensor for kind in ("masks", "observed") for name, tensor in saved[kind].items()}
-    counts = {name: str(saved[name]) for name in COUNTS} | {"global_step": str(step)}
+    counts = {name: str(value) for name, value in saved.items() if isinstance(value, int)}
     partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=counts)
+    save_file(tensors, partial, metadata={**counts, "global_step": str(step)})
     os.replace(partial, path)
 
 
@@ -136,10 +135,10 @@ def _read(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
         if not path.is_file():
             continue
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            if metadata["global_step"] != str(state.global_step):
+            counts = {name: int(value) for name, value in file.metadata().items()}
+            if counts.pop("global_step") != state.global_step:
                 continue
-            saved: dict[str, Any] = {"masks": {}, "observed": {}, **{name: int(metadata[name]) for name in COUNTS}}
+            saved: dict[str, Any] = {"masks": {}, "observed": {}, **counts}
             for key in file.keys():  # noqa: SIM118
                 kind, _, name = key.partition("/")
                 saved[kind][name] = file.get_tensor(key)

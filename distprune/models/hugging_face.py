@@ -15,6 +15,9 @@ CLASSES = {
     "text_classification": "AutoModelForSequenceClassification",
     "causal_lm": "AutoModelForCausalLM",
 }
+LOADING = {"dtype", "torch_dtype", "use_safetensors", "trust_remote_code", "device_map", "quantization_config"}
+"""What transformers takes where settings go."""
+LISTED = 4
 
 
 def make_transformer(
@@ -34,6 +37,11 @@ def make_transformer(
         ConfigError: it is not there, or cannot do the task.
         MissingError: see `loading`.
     """
+    if named := sorted(LOADING & settings.keys()):
+        raise ConfigError(
+            f"{key}.args: {', '.join(named)} is no setting of a model: weights become float32 (run.precision says what "
+            "is computed in), they are read from safetensors files, and no code is loaded; leave it out"
+        )
     if task == "text_classification":
         settings = {"num_labels": num_labels, **settings}
     with loading(f"{key}.name", name):
@@ -46,12 +54,27 @@ def make_transformer(
             raise ConfigError(f"{key}.args: {type(config).__name__} has no {', '.join(map(repr, sorted(unknown)))}")
         auto = getattr(transformers, CLASSES[task])
         if pretrained:
-            model = auto.from_pretrained(
-                name, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
+            model, told = auto.from_pretrained(
+                name, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+            _check_loaded(name, told, model.base_model_prefix, key)
         else:
             model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     # Of use when texts are generated, and memory lost when they are learnt from.
     model.config.use_cache = False
     assert isinstance(model, nn.Module)
     return model.train()
+
+
+def _check_loaded(name: str, told: Mapping[str, Any], base: str, key: str) -> None:
+    """Refuse files that do not fit; only heads may be new, and poolers, which masked language models lack."""
+    faults = [f"{n} is {tuple(theirs)}, here {tuple(ours)}" for n, theirs, ours in sorted(told["mismatched_keys"])]
+    lost = [n for n in sorted(told["missing_keys"]) if n.startswith(f"{base}.") and "pooler" not in n.split(".")]
+    faults += [f"{n} is missing" for n in lost]
+    if faults:
+        more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        raise ConfigError(
+            f"{key}.name: the weights of {name} do not fit: {'; '.join(faults[:LISTED])}{more}. Change {key}.args, or "
+            "draw all of them with pretrained: false"
+        )

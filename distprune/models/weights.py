@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, source: str, key: str = "model.weights") -> N
     if removed is not None:
         try:
             shrink_like(model, removed)
-        except ValueError as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ConfigError(f"{key}: {path} does not fit {type(model).__name__}: {error}") from None
     own = model.state_dict()
     state = _strip(content, own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,6 +77,15 @@ class Channels:
     def units(self) -> int:
         """In all groups."""
         return sum(group.size for group in self.groups)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that differ where other units were found, or other indices belong to them."""
+        found = hashlib.sha256(repr(self.groups).encode())
+        for name in sorted(self.owners):
+            for dim, owner in sorted(self.owners[name].items()):
+                found.update(f"{name} {dim} {owner.tolist()}".encode())
+        return found.hexdigest()[:16]
 
     def along(self, tensor: str, dim: int, kept: Tensor) -> Tensor:
         """Which indices of a dimension are left (bool) where the units `kept` are (bool, one for each)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from distprune.pruning.shards import local
@@ -26,18 +28,18 @@ class GroupPenalty:
         self._alpha = alpha
 
     @torch.no_grad()
-    def add_to_gradients(self) -> None:
-        """Add its gradient to those of the model; called on all ranks between backward and the optimizer step."""
+    def add_to_gradients(self, scale: float = 1.0) -> None:
+        """Add its gradient, times `scale` as those of the model are, to these; called on all ranks between backward and
+        the optimizer step."""
         pruner = self._pruner
         strengths = pruner.unit_norms()
+        all_kept = pruner.kept.to(strengths.device)
         factors = torch.zeros(len(strengths) + 1, device=strengths.device)  # the last is of what belongs to no unit
         for group in pruner.channels.groups:
-            own, kept = strengths[group.units], pruner.kept[group.units].to(strengths.device)
-            if not kept.any():
-                continue
-            low, high = own[kept].min(), own[kept].max()
+            own, kept = strengths[group.units], all_kept[group.units]
+            low, high = torch.where(kept, own, math.inf).min(), torch.where(kept, own, 0.0).max()
             share = ((high - own) / (high - low).clamp(min=torch.finfo(own.dtype).tiny)).clamp(0, 1)
-            factors[group.units] = torch.where(kept, self._weight * torch.exp2(self._alpha * share), 0.0)
+            factors[group.units] = torch.where(kept, scale * self._weight * torch.exp2(self._alpha * share), 0.0)
         for tensor, dim, owner in pruner.scored_parts():
             if tensor.weight.grad is not None:
                 along = factors[owner].to(tensor.local.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -93,6 +93,7 @@ class ChannelPruner(MaskHolder):
         self._made_as: Kept = kept_of(self._model)
         self._dense = self.cost(self.kept)
         self._target = 0.0
+        self._parts: list[tuple[Prunable, int, Tensor]] = []
         self._check_budget()
         self._attach()
 
@@ -128,26 +129,26 @@ class ChannelPruner(MaskHolder):
             layers[group.name] = LayerSparsity((group.size,), gone, gone / group.size)
         return layers
 
-    def scored_parts(self) -> Iterator[tuple[Prunable, int, Tensor]]:
+    def scored_parts(self) -> list[tuple[Prunable, int, Tensor]]:
         """What says what units are worth: tensors, dimensions, and the unit of each index on this rank (int64, on its
         device, -1 for none)."""
-        for tensor in self.tensors:
-            for dim, owner in self.channels.owners[tensor.name].items():
-                if (tensor.name, dim) in self.channels.scored:
-                    there = self.channels.along(tensor.name, dim, self.present)
-                    begin, length = tensor.part.start[dim], tensor.part.shape[dim]
-                    yield tensor, dim, owner[there][begin : begin + length].to(tensor.local.device)
+        if not self._parts or self._parts[0][2].device != self.tensors[0].local.device:
+            self._parts = [
+                (tensor, dim, self._owner(tensor, dim))
+                for tensor in self.tensors
+                for dim in self.channels.owners[tensor.name]
+                if (tensor.name, dim) in self.channels.scored
+            ]
+        return self._parts
 
     @torch.no_grad()
     def unit_norms(self) -> Tensor:
         """The L2 norm of all scored weights of each unit (float32, the same on every rank)."""
         squares = torch.zeros(self.channels.units + 1, device=self.tensors[0].local.device)
         for tensor, dim, owner in self.scored_parts():
-            if tensor.part.copy == 0 or not self.is_sharded:
+            if tensor.part.copy == 0:
                 squares.index_add_(0, owner % len(squares), along(tensor.local.float().square(), dim))
-        if self.is_sharded:
-            self._ranks.sum(squares)
-        return squares[:-1].sqrt()
+        return self._ranks.sum(squares)[:-1].sqrt()
 
     def shrink(self) -> bool:
         """Remove what is pruned from parameters, buffers and optimizer state; whether there was anything to remove.
@@ -181,6 +182,7 @@ class ChannelPruner(MaskHolder):
         self._scorer = Scorer(self._score, tensors)
         self._scorer.load({n: select(seen, where[n]) for n, seen in observed.items()}, observations)
         self._hold(tensors)
+        self._parts = []
         self._lay_masks()
         self._verify(self._changed())
         return True
@@ -266,7 +268,7 @@ class ChannelPruner(MaskHolder):
         self._scorer.lay_out()
         self.mask_weights()
         try:
-            scores = unit_scores(self._scorer, list(self.scored_parts()), self.channels.units, self._norm, self._ranks)
+            scores = unit_scores(self._scorer, self.scored_parts(), self.channels.units, self._norm, self._ranks)
         except NonFiniteError as error:
             what = "weights are" if self._scorer.is_magnitude else "scores are"
             raise NonFiniteError(f"{what} NaN or infinite at step {step}: {error}; nothing was pruned") from None
@@ -285,6 +287,11 @@ class ChannelPruner(MaskHolder):
 
     def _left(self, units: Tensor) -> Kept:
         return composed(self._made_as, positions(self.channels, torch.ones_like(units), units))
+
+    def _owner(self, tensor: Prunable, dim: int) -> Tensor:
+        there = self.channels.along(tensor.name, dim, self.present)
+        begin, length = tensor.part.start[dim], tensor.part.shape[dim]
+        return self.channels.owners[tensor.name][dim][there][begin : begin + length].to(tensor.local.device)
 
     def _lay_masks(self) -> None:
         """Make the masks of weights out of which units are kept."""

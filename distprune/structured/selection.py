@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distprune.pruning.collectives import Ranks
+from distprune.pruning.exact import factors
 from distprune.pruning.prunable import Prunable
 from distprune.pruning.scorer import Scorer
 from distprune.pruning.shards import flat
@@ -49,15 +50,14 @@ def unit_scores(
             values = _values(scorer, tensor, norm)
             extremes[place] = (~values.isfinite()).any()
             extremes[-1] = torch.maximum(extremes[-1], values.abs().nan_to_num().max())
-    *bad, largest = ranks.max(extremes).tolist()
+    *bad, _ = ranks.max(extremes).tolist()
     if names := [name for name, flag in zip(tensors, bad, strict=True) if flag]:
         raise NonFiniteError(f"in {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
-    elements = sum(tensor.numel for tensor, _, _ in parts)
-    power = torch.tensor(62 - math.ceil(math.log2(elements)) - math.frexp(largest)[1], device=device)
+    (scale,) = factors(extremes[-1:], [sum(tensor.numel for tensor, _, _ in parts)])
     sums = torch.zeros(units + 1, dtype=torch.int64, device=device)  # the last is of what belongs to no unit
     for tensor, dim, owner in parts:
         if tensor.name in mine:
-            counts = torch.ldexp(_values(scorer, tensor, norm), power).round_().long()
+            counts = (_values(scorer, tensor, norm) * scale).round_().long()
             sums.index_add_(0, owner % len(sums), along(counts, dim))
     return ranks.sum(sums)[:-1].tolist()
 

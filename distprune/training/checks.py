@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distprune.config.schema import TextClassification, Texts
 from distprune.data import Inputs
 from distprune.errors import ConfigError, reason
 from distprune.pruning.prunable import reshard, unwrap
@@ -39,6 +41,29 @@ def check_labels(train: Split, held_out: Split, key: str, split: str) -> None:
         )
 
 
+def fit_to_texts(model: nn.Module, tokenizer: Any, data: Texts, key: str) -> None:
+    """Let a model of transformers know with what texts are padded, and see that it takes their tokens.
+
+    Raises:
+        ConfigError: it takes shorter texts than data.max_length, or does not know all tokens.
+    """
+    config: Any = getattr(model, "config", None)
+    embeddings: Any = getattr(model, "get_input_embeddings", None)
+    if config is None or embeddings is None:
+        return
+    most = getattr(config, "max_position_embeddings", None)
+    if isinstance(most, int) and data.max_length > most:
+        raise ConfigError(f"data.max_length: is {data.max_length}, but {_name(model)} ({key}) takes {most}; lower it")
+    known = len(embeddings().weight)
+    if known < len(tokenizer):
+        raise ConfigError(
+            f"{key}: {_name(model)} knows {known} tokens, but the tokenizer has {len(tokenizer)}; set "
+            "data.tokenizer to that of the model"
+        )
+    if isinstance(data, TextClassification):
+        config.pad_token_id = tokenizer.pad_token_id  # some look for the last token before it
+
+
 def check_fit(model: nn.Module, inputs: Inputs, classes: int, accelerator: Accelerator, key: str = "model") -> int:
     """Run some inputs through the model, in eval mode.
 
@@ -51,7 +76,12 @@ def check_fit(model: nn.Module, inputs: Inputs, classes: int, accelerator: Accel
     model.eval()
     try:
         with torch.no_grad(), accelerator.autocast():
-            logits = logits_of(model, to_device(inputs, _device(model)))
+            inputs = to_device(inputs, _device(model))
+            logits = logits_of(model, inputs)
+            if isinstance(logits, Tensor) and isinstance(inputs, Mapping) and logits.dim() == 3:
+                _refuse_to_look_ahead(model, inputs, logits, key)
+    except ConfigError:
+        raise
     except MISFITS as error:
         raise ConfigError(f"{key}: {_name(model)} does not take {_told(inputs)}: {reason(error)}") from error
     finally:
@@ -114,6 +144,18 @@ def rehearse(model: nn.Module, inputs: Inputs, labels: Tensor, classes: int, acc
         )
     model.zero_grad(set_to_none=True)
     set_back_buffers(model, buffers)
+
+
+def _refuse_to_look_ahead(model: nn.Module, inputs: Mapping[str, Tensor], logits: Tensor, key: str) -> None:
+    """Refuse language models that see the token which they are to foretell."""
+    changed = inputs["input_ids"].clone()
+    changed[:, 1:] = (changed[:, 1:] + 1) % logits.shape[-1]
+    before, after = (x[:, 0].float() for x in (logits, logits_of(model, {**inputs, "input_ids": changed})))
+    if (before - after).abs().max() > 1e-5 * before.abs().max():
+        raise ConfigError(
+            f"{key}: {_name(model)} sees the tokens that it is to foretell; take a causal language model, or set "
+            f"{key}.args.is_decoder=true"
+        )
 
 
 def _outputs(logits: object, inputs: Inputs, classes: int, model: nn.Module, key: str, mode: str = "") -> int:

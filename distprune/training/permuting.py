@@ -20,7 +20,7 @@ def reorder_channels(model: nn.Module, inputs: Inputs, config: Config, accelerat
 
     Args:
         model: in evaluation mode; changed in place.
-        inputs: a few, as the model takes them.
+        inputs: a few images, as the model takes them.
         config: of the run.
         accelerator: ranks.
 
@@ -30,12 +30,12 @@ def reorder_channels(model: nn.Module, inputs: Inputs, config: Config, accelerat
     Raises:
         ConfigError: the model cannot be traced.
     """
-    images = _images(inputs)
     assert config.prune.pattern is not None
+    assert isinstance(inputs, Tensor)
     pattern, found = NM.parse(config.prune.pattern), list[Permutations | str]([""])
     if accelerator.is_main_process:
         try:
-            taken = (images.to(next(model.parameters()).device),)
+            taken = (inputs.to(next(model.parameters()).device),)
             prune, device = config.prune, accelerator.device
             found = [
                 find_permutations(model, pattern, taken, include=prune.include, exclude=prune.exclude, device=device)
@@ -55,15 +55,9 @@ def check_reorderable(model: nn.Module, inputs: Inputs) -> int:
     Raises:
         ConfigError: it cannot be traced.
     """
-    images = _images(inputs)
+    assert isinstance(inputs, Tensor)
     try:
-        chains = find_chains(model, (images.to(next(model.parameters()).device),))
+        chains = find_chains(model, (inputs.to(next(model.parameters()).device),))
     except ValueError as error:
         raise ConfigError(f"prune.permute: {error}") from error
     return sum(chain.fixed is None for chain in chains)
-
-
-def _images(inputs: Inputs) -> Tensor:
-    if isinstance(inputs, Tensor):
-        return inputs
-    raise ConfigError("prune.permute: reorders the channels of models of images, not of texts; leave it out")

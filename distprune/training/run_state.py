@@ -29,7 +29,7 @@ FREE = (
 )  # fmt: skip
 
 
-FORMAT = 3
+FORMAT = 4
 """Of what is in a checkpoint beside tensors; counts up when that changes."""
 ACCEPTED, REWIND = "accepted", "rewind"
 """Marks of checkpoints that a run may have to go back to."""
@@ -187,6 +187,7 @@ class RunState:
                     "or choose another run.dir"
                 )
             refuse_another_job(checkpoint.state["config"], self._config)
+            self._shrinking.refuse_others(checkpoint.state["shrinking"])
         return checkpoint
 
     def restore(self, checkpoint: Checkpoint) -> Checkpoint:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -25,7 +26,7 @@ from distprune.pruning.prunable import unwrap
 from distprune.structured import ChannelPruner, Channels, GroupPenalty, find_channels, kept_of
 from distprune.tracking import Trackers
 from distprune.training.checkpoint import CheckpointError, Checkpoints
-from distprune.training.checks import check_fit, check_teacher, rehearse
+from distprune.training.checks import check_fit, check_teacher, fit_to_texts, rehearse
 from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group, wrap
 from distprune.training.features import FeatureLoss, Projections, Taps, feature_widths, student_taps, teacher_taps
 from distprune.training.held_out import HeldOut, open_split
@@ -47,37 +48,35 @@ from distprune.training.trainer import Trainer
 from distprune.training.whole import metadata, plain_state
 
 
-def make_model(config: Config, classes: int) -> nn.Module:
+def make_model(config: Config, train: Split) -> nn.Module:
     """The student with its initial weights, the same on every rank, on the CPU.
 
     Raises:
-        ConfigError: it cannot be made, or is made for shorter texts than data.max_length.
+        ConfigError: it cannot be made, or see `fit_to_texts`.
     """
     torch.manual_seed(config.run.seed)
     own = config.model
-    model = _build(config, own.name, own.args, own.weights, classes, "model")
-    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(config.data, Texts) and isinstance(most, int) and config.data.max_length > most:
-        raise ConfigError(f"data.max_length: is {config.data.max_length}, but {own.name} takes {most} tokens; lower it")
-    return model
+    return _build(config, own.name, own.args, own.weights, train, "model")
 
 
-def load_teachers(config: Config, classes: int) -> dict[str, nn.Module]:
+def load_teachers(config: Config, train: Split) -> dict[str, nn.Module]:
     """The teachers that come from files, on the CPU, each by the setting that names it."""
     models: dict[str, nn.Module] = {}
     own = config.model
     for key, teacher in config.distill.teachers.items() if config.distill is not None else ():
         if isinstance(teacher, Teacher):
             name, args = (teacher.name, teacher.args) if teacher.name else (own.name, {**own.args, **teacher.args})
-            models[key] = _build(config, name, args, teacher.weights, classes, key)
+            models[key] = _build(config, name, args, teacher.weights, train, key)
     return models
 
 
-def _build(config: Config, name: str, args: dict[str, Any], weights: str | None, classes: int, key: str) -> nn.Module:
-    """A model with given weights, or else those it has by itself."""
-    model = build_model(name, args, classes, key, config.data.task, pretrained=weights is None)
+def _build(config: Config, name: str, args: dict[str, Any], weights: str | None, train: Split, key: str) -> nn.Module:
+    """A model for the data, with given weights, or else those it has by itself."""
+    model = build_model(name, args, train.outputs, key, config.data.task, pretrained=weights is None)
     if weights is not None:
         load_weights(model, weights, f"{key}.weights")
+    if isinstance(config.data, Texts):
+        fit_to_texts(model, train.tokenizer, config.data, key)
     return model
 
 
@@ -142,7 +141,7 @@ class Tasks:
         taps: of it.
         pruner: knows whether it is pruned already.
         spans: of the run.
-        classes: of the data.
+        train: the data.
         accelerator: ranks, device, autocast.
         folder: where the dense teacher is kept.
 
@@ -157,7 +156,7 @@ class Tasks:
         taps: Taps,
         pruner: MaskHolder,
         spans: Sequence[Span],
-        classes: int,
+        train: Split,
         accelerator: Accelerator,
         folder: RunFolder,
     ) -> None:
@@ -166,12 +165,12 @@ class Tasks:
         self._taps = taps
         self._pruner = pruner
         self._spans = spans
-        self._classes = classes
+        self._train = train
         self._accelerator = accelerator
         self._folder = folder
         self._teachers: dict[str, tuple[nn.Module, Taps]] = {}
         # Loaded at once: a file that is not there should end the run before it begins.
-        for key, teacher in load_teachers(config, classes).items():
+        for key, teacher in load_teachers(config, train).items():
             self._add(key, teacher)
         self.projections = Projections([])
         self._wrapped: nn.Module = self.projections
@@ -190,7 +189,7 @@ class Tasks:
             ConfigError: see `check_teacher` and `feature_widths`.
         """
         taught = {
-            key: check_teacher(teacher, taps, inputs, outputs, self._classes, self._accelerator, key)
+            key: check_teacher(teacher, taps, inputs, outputs, self._train.outputs, self._accelerator, key)
             for key, (teacher, taps) in self._teachers.items()
         }
         widths = feature_widths(self._config.distill, self._taps, dense, taught, samples)
@@ -235,7 +234,7 @@ class Tasks:
                 self._folder.write_tensors(self._folder.teacher.name, weights, metadata(kept_of(self._student.bare)))
         self._accelerator.wait_for_everyone()
         own = self._config.model
-        return _build(self._config, own.name, own.args, str(self._folder.teacher), self._classes, "distill.teacher")
+        return _build(self._config, own.name, own.args, str(self._folder.teacher), self._train, "distill.teacher")
 
 
 @dataclass
@@ -276,7 +275,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
             "distill.sharded: the teacher can be sharded only where the student is; launch with launch/fsdp2.yaml, or "
             "leave it out"
         )
-    bare = make_model(config, classes)
+    bare = make_model(config, train)
     if not is_sharded(accelerator):  # else every rank's part is moved alone
         place(bare, config, accelerator)
     outputs = check_fit(bare, held_out.split.first_inputs(), classes, accelerator)
@@ -293,7 +292,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         student.prepare()
     dense.remove()
     pruner = make_pruner(wrapped, optimizer, timetable.pruning.schedule, config, channels)
-    tasks = Tasks(config, student, taps, pruner, timetable.spans, classes, accelerator, folder)
+    tasks = Tasks(config, student, taps, pruner, timetable.spans, train, accelerator, folder)
     tasks.rehearse(inputs, outputs, len(labels), dense, optimizer.optimizer)
     trackers = Trackers()
     for_stopping, for_saving = (side_group(config.integrity.start_timeout) for _ in range(2))
@@ -350,17 +349,26 @@ def make_order(config: Config, samples: int, world_size: int) -> Order:
 
 
 def find_prunable_channels(config: Config, model: nn.Module, inputs: Inputs) -> Channels | None:
-    """The channels that can be removed from the bare model, if channels are to be pruned.
+    """The channels that can be removed from the bare model, if channels are to be pruned; on all ranks.
+
+    Rank 0 finds them and tells the others, since what it tries may come out otherwise on another processor.
 
     Raises:
         ConfigError: see `find_channels`.
     """
     if config.prune.pattern != "channels":
         return None
-    try:
-        return find_channels(model, inputs, *chosen(config.prune, model))
-    except ValueError as error:
-        raise ConfigError(f"prune: {error}") from error
+    found: list[Channels | str] = [""]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            found = [find_channels(model, inputs, *chosen(config.prune, model))]
+        except ValueError as error:
+            found = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, 0)
+    if isinstance(found[0], str):
+        raise ConfigError(f"prune: {found[0]}")
+    return found[0]
 
 
 def make_penalty(pruner: MaskHolder, config: Config) -> GroupPenalty | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from distprune.config.schema import Channels
 from distprune.data import Inputs
+from distprune.errors import ConfigError
 from distprune.pruning import MaskHolder
+from distprune.pruning.collectives import Ranks
 from distprune.structured import ChannelPruner, kept_of
 from distprune.structured.shrink import select
 from distprune.tracking.logs import logger
@@ -117,11 +120,24 @@ class Shrinking:
             return None
         present = self._pruner.present.int().tolist()
         return {
+            "channels": self._pruner.channels.digest,
             "present": "".join(map(str, present)),
             "updates": self._updates,
             "since": self._since,
             "done": [asdict(shrunk) for shrunk in self.done],
         }
+
+    def refuse_others(self, state: dict[str, Any] | None) -> None:
+        """Refuse a `state` of other channels than were found in the model now.
+
+        Raises:
+            ConfigError: it is.
+        """
+        if self._pruner is not None and state is not None and state["channels"] != self._pruner.channels.digest:
+            raise ConfigError(
+                "run.dir: its checkpoint was written where other channels were found in the same model; go on with the "
+                "versions of distprune, torch and torch-pruning that it was begun with, or choose another run.dir"
+            )
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Give the model the shape it had when `state` was taken; what is in it, a checkpoint must fill."""
@@ -140,8 +156,8 @@ class Shrinking:
         pruner.shrink()
         self._student.wrap_anew()
         after = self._outputs()
-        difference = float((before - after).abs().max())
-        if not difference <= TOLERANCE[before.device.type] * max(1.0, float(before.abs().max())):
+        difference, largest = Ranks().max(torch.stack([_largest(before - after), _largest(before)])).tolist()
+        if not math.isfinite(difference) or difference > TOLERANCE[before.device.type] * max(1.0, largest):
             raise ShrinkError(f"channels were removed at step {step}, and outputs differ by {difference:.2g}")
         steps, then = self._since
         step_ms = 1000 * (seconds - then) / max(step - steps, 1)
@@ -171,3 +187,8 @@ class Shrinking:
             outputs: Tensor = logits_of(partial(forward, bare), inputs)
         bare.train(was_training)
         return outputs.float()
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest magnitude; infinity where one is NaN, which a maximum over ranks may lose."""
+    return values.abs().nan_to_num(nan=math.inf, posinf=math.inf).max()

@@ -231,6 +231,7 @@ class Trainer:
             self._log()
             self._is_ahead = True
             self.recovery.begin(span.attempt)
+            self._clock = time.perf_counter()
             self._row |= self._update_masks()
             self.recovery.rewind()
         else:
@@ -265,7 +266,8 @@ class Trainer:
         for means, samples in figures:
             self._meter.add(means, samples)
         if self.penalty is not None and span.name == "dense":
-            self.penalty.add_to_gradients()
+            scaler = self.accelerator.scaler
+            self.penalty.add_to_gradients(1.0 if scaler is None else scaler.get_scale())
         if self.clip_norm is not None or _is_due(self.log_every, self.step + 1, span):
             self.pruner.mask_gradients()
             limit = math.inf if self.clip_norm is None else self.clip_norm

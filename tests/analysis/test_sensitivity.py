@@ -232,6 +232,7 @@ def test_a_folder_in_use_is_refused(measure, capsys):
         (["model.weights=null"], ["model.weights: nothing to measure; name trained weights"]),
         (["--out", "file"], ["--out: cannot write to file"]),
         (["--out", "file/below"], ["--out: cannot write to file/below"]),
+        (["prune.pattern=channels"], ["prune.pattern: single weights are measured here"]),
         (["prune.exclude=[11.*]"], ["prune: pattern '11.*' matches no parameter"]),
         (["data.eval_split=val"], ["'val'"]),
         (

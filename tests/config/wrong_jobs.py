@@ -407,7 +407,7 @@ PATTERNS = [
     ("rows and lamp", ["prune.pattern=rows", "prune.allocation=lamp"], ["prune.allocation", "take another"]),
     ("blocks that nothing fits", ["prune.pattern=126x126"], ["nothing to prune", "no multiple of 126"]),
     ("permutation for no groups", ["prune.permute=true", "prune.pattern=4x4"], ["prune.permute", "to N:M"]),
-    ("permutation of nothing", ["prune.permute=true", "prune.pattern='2:4'"], ["prune.permute", "model.weights"]),
+    ("permutation of nothing", ["prune.permute=true", "prune.pattern=2:4"], ["prune.permute", "model.weights"]),
     (
         "permutation and features",
         [
@@ -418,8 +418,8 @@ PATTERNS = [
         ["prune.permute", "distill.features"],
     ),
     ("pattern of another sparsity", ["prune.pattern='1:4'"], ["prune.sparsity", "0.5", "0.75"]),
-    ("pattern and lamp", ["prune.pattern='2:4'", "prune.allocation=lamp"], ["prune.allocation", "take another"]),
-    ("pattern and a guard", [*GUARDED, "prune.pattern='2:4'"], ["prune.guard", "prune.pattern"]),
+    ("pattern and lamp", ["prune.pattern=2:4", "prune.allocation=lamp"], ["prune.allocation", "take another"]),
+    ("pattern and a guard", [*GUARDED, "prune.pattern=2:4"], ["prune.guard", "prune.pattern"]),
     ("pattern that nothing fits", ["prune.pattern='63:126'"], ["nothing to prune", "no multiple of 126"]),
 ]
 
@@ -489,6 +489,39 @@ TRANSFORMERS = [
         [*TEXTS, "model.args={pretrained: false}", "phases.dense={}"],
         ["distill.teacher: dense would be an untrained model"],
     ),
+    ("one column for both texts", [*TEXTS, "data.pair_column=sentence"], ["data.pair_column: is data.text_column"]),
+    ("only marks", [*TEXTS, "data.max_length=2"], ["data.max_length: is 2, and 2 tokens", "raise it"]),
+    (
+        "pretrained of words",
+        [*TEXTS, "model.args={pretrained: maybe}"],
+        ["model.args.pretrained: must be true"],
+    ),
+    ("precision among settings", [*TEXTS, "model.args={dtype: float16}"], ["model.args: dtype", "run.precision"]),
+    ("code of a model", [*TEXTS, "model.args={trust_remote_code: true}"], ["trust_remote_code", "no code is loaded"]),
+    ("no such activation", [*TEXTS, "model.args={hidden_act: relux}"], ["model.name: cannot load", "no 'relux'"]),
+    (
+        "weights of other sizes",
+        [*TEXTS, "model.args={intermediate_size: 8}"],
+        ["model.name: the weights of", "is (64,), here (8,)", "pretrained: false"],
+    ),
+    ("weights without a layer", [*TEXTS, "model.args={num_hidden_layers: 3}"], ["bert.encoder.layer.2", "is missing"]),
+    ("fewer tokens than the tokenizer", [*TEXTS, "model.args={vocab_size: 9, pretrained: false}"], ["knows 9 tokens"]),
+    (
+        "a model that sees what comes",
+        [*TOKENS, "model.name=hf:SETS/bert"],
+        ["sees the tokens that it is to foretell", "model.args.is_decoder=true"],
+    ),
+    ("a folder that is not there", [*TEXTS, "model.name=hf:SETS/none"], ["data.tokenizer", "none: no such folder"]),
+    (
+        "a teacher that is not there",
+        [*TEXTS, "distill.teacher={name: 'hf:SETS/none'}"],
+        ["distill.teacher.name", "none: no such folder"],
+    ),
+    (
+        "channels of texts in another order",
+        [*TEXTS, "prune.permute=true", "prune.pattern=2:4"],
+        ["prune.permute", "not of texts"],
+    ),
     ("set with the name of a perplexity", ["eval.sets={perplexity: test}"], ["eval.sets.perplexity", "another name"]),
 ]
 
@@ -518,6 +551,11 @@ CHANNEL_JOBS = [
     ("more channels than can go", [*CHANNELS, "prune.sparsity=0.999"], ["at most", "macs"]),
     ("no channel that can go", [*CHANNELS, "prune.include=[last]"], ["no channel", "can be removed"]),
     ("a bound that matches nothing", [*CHANNELS, "prune.bounds={'conv9': {max: 0.5}}"], ["conv9", "matches no"]),
+    (
+        "a norm of other scores than magnitudes",
+        [*CHANNELS, "prune.score=taylor", "prune.channels.norm=l1"],
+        ["prune.channels.norm", "prune.score taylor"],
+    ),
     ("an unknown budget", [*CHANNELS, "prune.channels.budget=flops"], ["prune.channels.budget", "macs"]),
 ]
 

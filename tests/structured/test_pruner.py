@@ -236,6 +236,10 @@ def test_the_penalty_is_the_gradient_of_what_is_written(alpha):
     GroupPenalty(pruner, 0.03, alpha).add_to_gradients()
     for parameter, gradient in zip(net.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, 1 + (torch.zeros_like(parameter) if gradient is None else gradient))
+    once = [parameter.grad.clone() for parameter in net.parameters()]
+    GroupPenalty(pruner, 0.03, alpha).add_to_gradients(scale=256.0)
+    for parameter, before in zip(net.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad - before, 256 * (before - 1), rtol=1e-4, atol=1e-4)
     norms = torch.tensor([square.item() ** 0.5 for square in squares])
     torch.testing.assert_close(pruner.unit_norms(), norms)
     pruner.shrink()

@@ -7,12 +7,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from distprune.cli import main as command
 from distprune.config import load_config
+from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
+from distprune.structured import Channels
 from distprune.train import main
 from tests.jobs import DIGITS, SHORT, read_json, read_rows
 from tests.training.runs import reached, whole
@@ -113,6 +115,25 @@ def test_weights_of_another_model_without_channels_are_refused(capsys):
     job = [str(DIGITS), *SHORT, "run.dir=other", "model.weights=run/model.safetensors"]
     assert main([*job, "model.name=resnet20"]) == 2
     assert "does not fit CifarResNet: the channels that were removed are of another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "layout", ["[]", "{}", '{"kept": ["0-x"], "tensors": {}}', '{"kept": [], "tensors": {"0": 1}}']
+)
+def test_a_header_that_says_nothing_of_channels_is_refused(tmp_path, layout):
+    model = build_model("digits_cnn", {}, 10)
+    save_file(model.state_dict(), tmp_path / "wrong.safetensors", {"channels": layout})
+    with pytest.raises(ConfigError, match=r"wrong\.safetensors does not fit"):
+        load_weights(model, str(tmp_path / "wrong.safetensors"))
+
+
+def test_a_checkpoint_of_other_channels_is_refused(monkeypatch, capsys):
+    job = [str(DIGITS), *SHORT, "run.dir=run", *CHANNELS]
+    assert main([*job, "run.max_minutes=0.0001"]) == 75
+    monkeypatch.setattr(Channels, "digest", "of other versions")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*job]) == 2
+    assert "run.dir: its checkpoint was written where other channels were found" in capsys.readouterr().err
 
 
 def test_plan_shows_groups_and_what_stays(capsys):

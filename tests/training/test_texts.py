@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from distprune.cli import main as command
 from distprune.train import main
 from tests.data.made import keep_writes_in
-from tests.hf_jobs import classifier, language_model, write_bert
+from tests.hf_jobs import classifier, language_model, write_bert, write_llama
 from tests.jobs import ROOT, read_json, read_rows
 from tests.training.runs import reached, run, whole
 
@@ -172,6 +172,14 @@ def test_channels_of_an_mlp_are_removed_from_llama(tmp_path, capsys):
     assert all(name.endswith("up_proj") for name in summary["prune/layers"]), "and what gates it"
     assert summary["params/total"] < summary["params/dense"]
     assert json.loads(printed(capsys, "evaluate", "run"))["eval/top1"] == summary["eval/top1"]
+
+
+def test_a_decoder_classifies_with_the_padding_of_the_tokenizer(tmp_path):
+    write_llama(tmp_path / "llama")
+    words = classifier(tmp_path, f"model.name=hf:{tmp_path}/llama", f"data.tokenizer={tmp_path}/llama")
+    assert main([*words, "run.dir=run"]) == 0
+    assert read_json("run/summary.json")["eval/top1"] > 90
+    assert read_json("run/config.json")["pad_token_id"] == 0
 
 
 def test_each_layer_of_a_classifier_is_pruned_alone(tmp_path, capsys):
