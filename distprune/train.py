@@ -199,7 +199,7 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
         progress_then, tracker_id = checkpoint.state["progress"], checkpoint.state["tracker_id"]
         folder.go_back_to(begin, with_step=progress_then["logged_at"] == begin)
         if any(span.name == "dense" and begin < span.end for span in job.timetable.phases):
-            folder.teacher.unlink(missing_ok=True)  # of a start that was further: it will be made anew
+            folder.dense.unlink(missing_ok=True)  # of a start that was further: it will be made anew
         if tracker_id is not None and folder.tracker_id() is None:
             folder.write_text(folder.wandb_id.name, tracker_id)
     folder.write_text(folder.config.name, dump_config(job.config))

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from distprune.analysis.finished import FinishedRun
 from distprune.config import Config, load_config
 from distprune.errors import ConfigError
 from distprune.training.checks import check_fit
 from distprune.training.devices import make_accelerator
 from distprune.training.held_out import HeldOut, open_split
-from distprune.training.run_folder import RunFolder
 from distprune.training.setup import make_model, place
 
 
@@ -48,11 +48,4 @@ def _config_of(target: str, overrides: Sequence[str]) -> Config:
         if not config.model.is_trained:
             raise ConfigError("model.weights: nothing to evaluate; name trained weights, or give a run folder")
         return config
-    folder = RunFolder(target)
-    if not folder.config.exists():
-        raise ConfigError(f"{target} is no run folder: it has no config.yaml")
-    if not folder.model.exists():
-        state = (folder.status() or {}).get("state", "unknown")
-        raise ConfigError(f"{target} has no model.safetensors yet (its run is {state}); run it to its end first")
-    config = load_config(folder.config, overrides)
-    return config.model_copy(update={"model": config.model.model_copy(update={"weights": str(folder.model)})})
+    return FinishedRun(target, overrides).pruned_config

@@ -17,7 +17,7 @@ from torch import Tensor
 from distprune.training.folder import Folder
 
 State = Literal["running", "done", "preempted", "failed"]
-OF_ONE_RUN = ("metrics.jsonl", "wandb_id", "teacher.safetensors", "stop")
+OF_ONE_RUN = ("metrics.jsonl", "wandb_id", "dense.safetensors", "stop")
 
 
 class RunFolder(Folder):
@@ -41,9 +41,9 @@ class RunFolder(Folder):
         return self.path / "model.safetensors"
 
     @property
-    def teacher(self) -> Path:
-        """The dense model of a run that trained it, kept for the starts that follow."""
-        return self.path / "teacher.safetensors"
+    def dense(self) -> Path:
+        """The model before its first weight was pruned."""
+        return self.path / "dense.safetensors"
 
     @property
     def stop_file(self) -> Path:

@@ -169,6 +169,7 @@ class Tasks:
         self._accelerator = accelerator
         self._folder = folder
         self._teachers: dict[str, tuple[nn.Module, Taps]] = {}
+        self._is_kept = False
         # Loaded at once: a file that is not there should end the run before it begins.
         for key, teacher in load_teachers(config, train).items():
             self._add(key, teacher)
@@ -200,10 +201,13 @@ class Tasks:
     def for_span(self, span: Span) -> Task:
         """What is learnt in the phase `span`."""
         accelerator, smoothing, distill = self._accelerator, self._config.train.label_smoothing, self._config.distill
-        dense = distill.dense if distill is not None else None
-        if dense is not None and dense not in self._teachers and span.name != "dense":
+        teacher = distill.dense if distill is not None else None
+        if span.name != "dense" and not self._is_kept:
             # Now, before the student is first pruned, whichever phase has the teacher.
-            self._add(dense, self._from_student())
+            self._keep_dense(teacher is not None)
+            self._is_kept = True
+            if teacher is not None:
+                self._add(teacher, self._from_dense())
         if distill is None or span.name not in distill.phases:
             return Classification(self._student, accelerator.autocast, smoothing)
         teachers, taps = zip(*(self._teachers[key] for key in distill.teachers), strict=True)
@@ -221,20 +225,25 @@ class Tasks:
         placed = place_teacher(teacher, self._config, self._accelerator)
         self._teachers[key] = placed, teacher_taps(self._config.distill, key, placed)
 
-    def _from_student(self) -> nn.Module:
+    def _keep_dense(self, is_needed: bool) -> None:
+        """Write the student to a file, where no earlier start has: one that goes on may find it pruned already."""
+        self._accelerator.wait_for_everyone()
+        (there,) = broadcast_object_list([self._folder.dense.exists()])
+        if there:
+            return
+        if self._pruner.zeros:
+            if is_needed:
+                raise CheckpointError(f"the dense model {self._folder.dense} is gone, and the model is pruned already")
+            return
+        weights = plain_state(self._student.bare, self._accelerator.process_index)
+        if self._accelerator.is_main_process:
+            self._folder.write_tensors(self._folder.dense.name, weights, metadata(kept_of(self._student.bare)))
+        self._accelerator.wait_for_everyone()
+
+    def _from_dense(self) -> nn.Module:
         # Built anew: a copy of the wrapped student would call the student's own forward.
-        # Kept in a file: a start that goes on in a later phase finds the student pruned already.
-        self._accelerator.wait_for_everyone()
-        (there,) = broadcast_object_list([self._folder.teacher.exists()])
-        if not there and self._pruner.zeros:
-            raise CheckpointError(f"the dense teacher {self._folder.teacher} is gone, and the model is pruned already")
-        if not there:
-            weights = plain_state(self._student.bare, self._accelerator.process_index)
-            if self._accelerator.is_main_process:
-                self._folder.write_tensors(self._folder.teacher.name, weights, metadata(kept_of(self._student.bare)))
-        self._accelerator.wait_for_everyone()
         own = self._config.model
-        return _build(self._config, own.name, own.args, str(self._folder.teacher), self._train, "distill.teacher")
+        return _build(self._config, own.name, own.args, str(self._folder.dense), self._train, "distill.teacher")
 
 
 @dataclass

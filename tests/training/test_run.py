@@ -161,7 +161,7 @@ def test_the_dense_model_is_judged_and_taken_as_teacher_before_it_is_pruned():
 
 def test_a_teacher_for_the_last_phase_only_is_the_dense_model_all_the_same():
     run("distill={phases: [finetune]}")
-    teacher = load_file("run/teacher.safetensors")
+    teacher = load_file("run/dense.safetensors")
     assert all((teacher[name] != 0).any(dim=-1).all() for name in ("1.weight", "3.weight", "5.weight"))
 
 
