@@ -64,6 +64,32 @@ def _parser() -> argparse.ArgumentParser:
         takes="target",
         of="a run folder, or a YAML file whose model.weights are evaluated",
     )
+    analyze = add(
+        "analyze",
+        _analyze,
+        "what a run has brought: zeros, work, sizes, latency, accuracy",
+        takes="run",
+        of="the folder of a finished run",
+        epilog="See docs/analysis.md.",
+    )
+    analyze.add_argument("--batch-sizes", default="1,64", metavar="N,N,...", help="of latency (default 1,64)")
+    analyze.add_argument("--threads", type=int, metavar="N", help="that compute on the CPU (default: as torch does)")
+    analyze.add_argument("--seconds", type=float, default=2.0, metavar="S", help="per form and batch size (default 2)")
+    analyze.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    export = add(
+        "export",
+        _export,
+        "write a run's model in another form, and check it",
+        takes="run",
+        of="the folder of a finished run",
+        epilog="See docs/export.md.",
+    )
+    export.add_argument(
+        "--format", required=True, metavar="F", help="safetensors, packed, onnx, torch-export, 2:4 or shrunk"
+    )
+    export.add_argument("--quantize", choices=["int8"], help="weights and activations in 8 bits; of onnx")
+    export.add_argument("--calibration", type=int, default=512, metavar="N", help="samples for that (default 512)")
+    export.add_argument("--out", metavar="DIR", help="folder (default: RUN_DIR/export/FORMAT)")
     sensitivity = add(
         "sensitivity",
         _sensitivity,
@@ -118,6 +144,24 @@ def _evaluate(words: argparse.Namespace) -> int:
     from distprune.analysis.evaluate import print_evaluation
 
     return _answer(lambda: print_evaluation(words.config, words.overrides), words)
+
+
+def _analyze(words: argparse.Namespace) -> int:
+    from distprune.analysis.analyze import print_analysis
+
+    options = (words.batch_sizes, words.threads, words.seconds, words.json)
+    return _answer(lambda: print_analysis(words.config, words.overrides, *options), words)
+
+
+def _export(words: argparse.Namespace) -> int:
+    from distprune.export.export import ExportError, print_export
+
+    options = (words.format, words.quantize is not None, words.calibration, words.out)
+    try:
+        return _answer(lambda: print_export(words.config, words.overrides, *options), words)
+    except ExportError as error:
+        print(f"distprune: {error}", file=sys.stderr)
+        return 1
 
 
 def _sensitivity(words: argparse.Namespace) -> int:

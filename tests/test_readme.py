@@ -69,3 +69,9 @@ def test_the_python_of_the_page_on_integrations_prunes_to_90_percent(block, weig
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert f"{round(0.9 * weights)} of {weights} weights are zero" in ended.stdout
+
+
+def test_the_python_of_the_page_on_exports_packs_a_tensor(tmp_path):
+    (code,) = blocks("docs/export.md")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert 0.1 < (tmp_path / "packed.safetensors").stat().st_size / (4 * 256 * 256) < 0.15

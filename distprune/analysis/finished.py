@@ -53,6 +53,11 @@ class FinishedRun:
         return [json.loads(line) for line in self.folder.metrics.read_text(encoding="utf-8").splitlines()]
 
     @property
+    def validation(self) -> dict[str, Any] | None:
+        """Accuracy of dense and pruned side by side, by set and class; None where it was not counted."""
+        return self._json("validation.json") if (self.folder.path / "validation.json").exists() else None
+
+    @property
     def pruned_config(self) -> Config:
         """The configuration of the pruned model."""
         return self._with(self.folder.model)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from distprune.cache import cache_folder, is_offline
 from distprune.errors import ConfigError, MissingError, reason
+from distprune.models.packed import about_packed, load_packed
 from distprune.structured.shrink import shrink_like
 
 ENVELOPES = ("state_dict", "model", "model_state_dict")
@@ -117,10 +118,11 @@ def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any] | Non
     removed = None
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
             with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-            removed = json.loads(about["channels"]) if "channels" in about else None
+                metadata = file.metadata() or {}
+            about = about_packed(metadata)
+            content = load_file(path) if about is None else load_packed(path)
+            removed = json.loads(metadata["channels"]) if "channels" in metadata else (about or {}).get("channels")
         else:
             content = torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:

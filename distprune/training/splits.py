@@ -64,6 +64,15 @@ class Split(ABC):
         """Those of `first_samples`, as in evaluation."""
         return self.first_samples()[0]
 
+    def drawn_inputs(self, count: int, seed: int, batch_size: int = 64) -> Iterator[Inputs]:
+        """Batches of `count` samples, or of all there are, drawn without replacement, as in evaluation."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(self), generator=generator)[:count]
+        samples = self._samples(training=False)
+        for part in torch.split(drawn, batch_size):
+            inputs, _ = samples.batch([(0, index) for index in part.tolist()])
+            yield self._on_device(inputs)
+
     def digest(self) -> str:
         """A SHA-256 of labels, and of the first and the last sample."""
         inputs, labels = self._samples(training=False).batch(self._ends)

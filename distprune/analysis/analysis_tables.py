@@ -1,0 +1,94 @@
+"""What `distprune analyze` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from distprune.analysis.words import in_bytes
+
+
+def print_analysis_tables(found: Mapping[str, Any], folder: Path) -> None:
+    """Print layers, totals, sizes, latency, and what they come to in words.
+
+    Args:
+        found: see `distprune.analysis.analyze.analyze`.
+        folder: of the run.
+    """
+    console = Console(highlight=False)
+    for table in (_layers(found), _totals(found), _latency(found)):
+        console.print(table)
+        console.print()
+    for sentence in found["words"]:
+        console.print(sentence, markup=False)
+    console.print(f"\nFigures: {folder / 'analysis.json'}", soft_wrap=True, markup=False)
+
+
+def _layers(found: Mapping[str, Any]) -> Table:
+    table = _table("Layers", "layer", "shape", "weights", "zeros", "MACs", "effective")
+    for name, layer in found["layers"].items():
+        share = layer["zeros"] / layer["weights"] if layer["weights"] else 0.0
+        table.add_row(
+            name or "(the model)",
+            " x ".join(map(str, layer["shape"])),
+            f"{layer['weights']:,}",
+            f"{100 * share:.1f} %",
+            f"{layer['macs']:,}",
+            f"{layer['effective_macs']:,}",
+        )
+    return table
+
+
+def _totals(found: Mapping[str, Any]) -> Table:
+    table = _table("In all", "", "dense", "pruned", "left")
+    dense, pruned = found["totals"]["dense"], found["totals"]["pruned"]
+    for label, key in (
+        ("parameters", "parameters"),
+        ("not zero", "nonzero"),
+        ("MACs", "macs"),
+        ("effective MACs", "effective_macs"),
+    ):
+        table.add_row(label, f"{dense[key]:,}", f"{pruned[key]:,}", f"{100 * pruned[key] / max(1, dense[key]):.1f} %")
+    sizes = found["sizes"]
+    for label, key in (("file, bytes", "pruned"), ("zipped", "pruned zipped"), ("packed", "packed")):
+        share = f"{100 * sizes[key] / sizes['dense']:.1f} %" if "dense" in sizes else ""
+        table.add_row(label, f"{sizes['dense']:,}" if "dense" in sizes else "", f"{sizes[key]:,}", share)
+    return table
+
+
+def _latency(found: Mapping[str, Any]) -> Table:
+    threads = found["machine"]["threads"]
+    where = f"{found['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
+    if found["machine"]["gpu"] is not None:
+        where += f"; {found['machine']['gpu']}"
+    table = _table(f"Latency ({where})", "form", "ms", "10-90 %", "samples/s", "dense/this", "memory")
+    for device, batch in dict.fromkeys((timing["device"], timing["batch"]) for timing in found["latency"]):
+        table.add_section()
+        table.add_row(f"[bold]{device}, batch {batch}")
+        for timing in found["latency"]:
+            if (timing["device"], timing["batch"]) == (device, batch):
+                peak = timing["peak_bytes"]
+                table.add_row(
+                    timing["form"],
+                    f"{timing['median_ms']:.2f}",
+                    f"{timing['low_ms']:.2f}-{timing['high_ms']:.2f}",
+                    f"{timing['samples_per_s']:,.0f}",
+                    f"{timing['speedup']:.2f} ({timing['speedup_low']:.2f}-{timing['speedup_high']:.2f})",
+                    "" if peak is None else in_bytes(peak),
+                )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    texts = {"", "layer", "shape", "form"}
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(
+            column, justify="left" if column in texts else "right", overflow="fold", no_wrap=column == "form"
+        )
+    return table

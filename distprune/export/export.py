@@ -1,0 +1,176 @@
+"""`distprune export`: write one form of a run's model, and evaluate it in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from distprune.analysis.finished import FinishedRun
+from distprune.analysis.words import in_bytes
+from distprune.entries import near
+from distprune.errors import ConfigError
+from distprune.export.card import write_card
+from distprune.export.formats import FORMATS, write
+from distprune.export.loading import FIGURES
+from distprune.export.source import Source
+
+TOLERANCES = {"safetensors": 0.0, "packed": 0.0, "shrunk": 1e-5, "onnx": 1e-4, "torch-export": 1e-4}
+"""How much logits may differ from the model's, a fraction of the largest; other formats compute in fewer bits."""
+WIDE = 0.5
+"""Points of accuracy that an export may lose before it is said."""
+BESIDE = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
+"""What else a run of transformers leaves, by which its folder is a model."""
+
+
+class ExportError(RuntimeError):
+    """An export does not compute what its model does; nothing was kept of it."""
+
+
+def print_export(path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int, out: str | None) -> None:
+    """Export, check, and print a table.
+
+    Args:
+        path: the run folder.
+        overrides: see `FinishedRun`.
+        form: one of `FORMATS`.
+        int8: quantise it.
+        calibration: samples for that.
+        out: the folder; by default RUN_DIR/export/FORMAT.
+
+    Raises:
+        ConfigError: lists what is wrong with the arguments, or says why the model does not allow the format.
+        ExportError: it was written, and does not compute what the model does.
+    """
+    run = _checked(path, overrides, form, int8, calibration)
+    name = form.replace(":", "-") + ("-int8" if int8 else "")
+    folder = Path(out) if out is not None else run.folder.path / "export" / name
+    if folder.exists() and not (folder / FIGURES).exists():
+        raise ConfigError(f"--out: {folder} is there and holds no export; choose another")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write to {folder}: {error.strerror}") from None
+    try:
+        figures = _export(run, form, int8, calibration, partial, [path, *overrides])
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _print(figures, run, folder)
+
+
+def _export(
+    run: FinishedRun, form: str, int8: bool, calibration: int, folder: Path, words: Sequence[str]
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    with tqdm(total=3, desc="reading", bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}", disable=None) as bar:
+        source = Source.of(run)
+        bar.update()
+        bar.set_description("writing")
+        about = {"format": form, "outputs": source.train.outputs, **write(source, form, folder, int8, calibration)}
+        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        shutil.copy(run.folder.config, folder / "config.yaml")
+        if form == "safetensors":
+            for pattern in BESIDE:
+                for file in run.folder.path.glob(pattern):
+                    shutil.copy(file, folder / file.name)
+        (folder / FIGURES).write_text(json.dumps(about), encoding="utf-8")
+        bar.update()
+        bar.set_description("checking")
+        checked = _in_a_fresh_process(folder, words)
+        bar.update()
+    dense = run.folder.dense
+    figures = {
+        **about,
+        "files": files,
+        "bytes": sum(files.values()),
+        "pruned_bytes": run.folder.model.stat().st_size,
+        "dense_bytes": dense.stat().st_size if dense.exists() else run.folder.model.stat().st_size,
+        **checked,
+        "seconds": time.perf_counter() - began,
+    }
+    _refuse_difference(form, int8, figures)
+    (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    options = f" --quantize int8 --calibration {calibration}" if int8 else ""
+    command = f"distprune export {shlex.join(words)} --format {form}{options}"
+    (folder / "README.md").write_text(write_card(source, form, int8, figures, command), encoding="utf-8")
+    return figures
+
+
+def _in_a_fresh_process(folder: Path, words: Sequence[str]) -> dict[str, Any]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "distprune.export.check", str(folder), *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if ended.returncode != 0:
+        raise ExportError(f"the export cannot be run in a process of its own (exit code {ended.returncode}, see above)")
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def _refuse_difference(form: str, int8: bool, figures: Mapping[str, Any]) -> None:
+    if int8 or form not in TOLERANCES:
+        return
+    allowed = TOLERANCES[form] * max(1.0, figures["largest"])
+    if not figures["max_difference"] <= allowed:
+        raise ExportError(
+            f"the logits of the export differ by {figures['max_difference']:.2g} from the model's, more than "
+            f"{allowed:.2g}; nothing was kept"
+        )
+
+
+def _print(figures: Mapping[str, Any], run: FinishedRun, folder: Path) -> None:
+    console = Console(highlight=False)
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("", "dense", "pruned", "this export"):
+        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    table.add_row(
+        "top-1, %", f"{run.summary['dense/top1']:.2f}", f"{figures['original_top1']:.2f}", f"{figures['top1']:.2f}"
+    )
+    table.add_row("loss", "", f"{figures['original_loss']:.4f}", f"{figures['loss']:.4f}")
+    table.add_row("size", *(in_bytes(figures[key]) for key in ("dense_bytes", "pruned_bytes", "bytes")))
+    share = figures["bytes"] / figures["dense_bytes"]
+    table.add_row(
+        "of dense", "", f"{100 * figures['pruned_bytes'] / figures['dense_bytes']:.1f} %", f"{100 * share:.1f} %"
+    )
+    console.print(table)
+    console.print(
+        f"Checked in a process of its own on {figures['samples']:,} samples: the largest difference of a logit is "
+        f"{figures['max_difference']:.2g} (of {figures['largest']:.3g}), and {100 * figures['agree']:.2f} % have the "
+        "same first class.",
+        markup=False,
+    )
+    if (lost := figures["original_top1"] - figures["top1"]) > WIDE:
+        console.print(f"It loses {lost:.2f} points; more --calibration samples may help.", markup=False)
+    if (left := figures.get("dense")) and figures["format"] == "2:4":
+        console.print(f"{len(left)} layers stay dense; {FIGURES} says why.", markup=False)
+    console.print(f"\n{folder}: {', '.join([*figures['files'], 'README.md', FIGURES])}", soft_wrap=True, markup=False)
+
+
+def _checked(path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int) -> FinishedRun:
+    faults = []
+    if form not in FORMATS:
+        faults.append(f"--format: no format {form!r}{near(form, list(FORMATS))}; there are {', '.join(FORMATS)}")
+    if int8 and form != "onnx" and form in FORMATS:
+        faults.append(f"--quantize: int8 goes with --format onnx, not with {form}")
+    if calibration < 1:
+        faults.append(f"--calibration: takes one sample at least, got {calibration}")
+    if faults:
+        raise ConfigError(*faults)
+    return FinishedRun(path, overrides)

@@ -1,0 +1,153 @@
+"""ONNX: the graph of a model, with any number of samples, run by ONNX Runtime; and its static quantisation to int8."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distprune.data import Inputs
+from distprune.errors import ConfigError, reason
+from distprune.export.source import Logits, Source
+
+OPSET = 18
+LARGEST = 1_800_000_000
+"""Bytes of weights that one file may hold; others lie beside it."""
+
+
+def need() -> None:
+    """Refuse to go on without the packages.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"--format: onnx needs {error.name}; pip install 'distprune[export]'") from None
+
+
+def write_onnx(source: Source, folder: Path) -> Path:
+    """Write model.onnx.
+
+    Raises:
+        ConfigError: torch cannot trace the model.
+    """
+    need()
+    path = folder / "model.onnx"
+    names = source.names or ["images"]
+    weights = sum(value.numel() * value.element_size() for value in source.model.state_dict().values())
+    with quiet(), torch.no_grad():
+        try:
+            torch.onnx.export(
+                Logits(source.model, source.names).eval(), source.values(source.held_out.first_inputs()), path,
+                input_names=names, output_names=["logits"], opset_version=OPSET, dynamo=True,
+                dynamic_shapes=(source.dynamic(),), external_data=weights > LARGEST, verbose=False,
+            )  # fmt: skip
+        except Exception as error:  # whatever a tracer meets
+            raise ConfigError(f"--format: {_name(source)} cannot be traced to ONNX: {reason(error)}") from error
+    return path
+
+
+def quantize(source: Source, path: Path, samples: int) -> Path:
+    """Write model.int8.onnx beside model.onnx: weights and activations in 8 bits, weights symmetric by channel, so that
+    zeros stay zeros.
+
+    Args:
+        source: of the model.
+        path: of model.onnx.
+        samples: of the training split, drawn by run.seed, by which the ranges of activations are set.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    out = path.with_name("model.int8.onnx")
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        prepared = Path(scratch, "prepared.onnx")
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared, out, _Calibration(source, samples), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )  # fmt: skip
+    return out
+
+
+class Session:
+    """A model in ONNX Runtime, on the CPU.
+
+    Args:
+        path: of the .onnx file.
+        threads: that compute; as many as torch has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._names = [taken.name for taken in self._session.get_inputs()]
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """Logits, float32."""
+        values = {self._names[0]: inputs} if isinstance(inputs, Tensor) else {n: inputs[n] for n in self._names}
+        taken = {name: np.ascontiguousarray(value.numpy()) for name, value in values.items()}
+        (logits,) = self._session.run(None, taken)
+        return torch.from_numpy(logits)
+
+
+class _Calibration:
+    """Samples of the training split for onnxruntime, one batch after the other."""
+
+    def __init__(self, source: Source, samples: int) -> None:
+        self._names = source.names or ["images"]
+        drawn = source.train.drawn_inputs(samples, source.run.config.run.seed)
+        self._batches: Iterator[tuple[Tensor, ...]] = map(source.values, drawn)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next batch by input name; None where there is no more."""
+        values = next(self._batches, None)
+        if values is None:
+            return None
+        return {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
+
+    def __iter__(self) -> _Calibration:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch = self.get_next()
+        if batch is None:
+            raise StopIteration
+        return batch
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters print and warn of."""
+    import contextlib
+    import io
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _name(source: Source) -> str:
+    return type(source.model).__name__

@@ -1,0 +1,191 @@
+"""`distprune export`: each format, loaded in a process of its own, is the model that was trained."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from onnx import numpy_helper
+from safetensors.torch import load_file
+
+from distprune.analysis.finished import FinishedRun
+from distprune.cli import main as command
+from distprune.config import load_config
+from distprune.export import load_model, load_packed
+from distprune.export.export import ExportError, _refuse_difference
+from distprune.export.source import Source
+from distprune.models import build_model, load_weights
+from distprune.train import main
+from tests.hf_jobs import classifier, language_model
+from tests.jobs import DIGITS, SHORT, read_json
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of runs: `weights`, and `channels` that stay as zeros."""
+    folder = tmp_path_factory.mktemp("runs")
+    channels = ("prune.pattern=channels", "prune.sparsity=0.5", "prune.channels.shrink=never")
+    for name, words in (("weights", ()), ("channels", channels)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert main([str(DIGITS), *SHORT, f"run.dir={folder / name}", *words]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def export(name, form, *words):
+    assert command(["export", name, "--format", form, *words]) == 0
+    return read_json(f"{name}/export/{form}{'-int8' if '--quantize' in words else ''}/figures.json")
+
+
+def images(name):
+    return Source.of(FinishedRun(name)).held_out.first_inputs()
+
+
+def test_packed_is_small_and_comes_back_to_the_bit(capsys):
+    figures, summary = export("weights", "packed"), read_json("weights/summary.json")
+    assert figures["top1"] == figures["original_top1"] == summary["eval/top1"]
+    assert (figures["max_difference"], figures["agree"], figures["samples"]) == (0, 1, 360)
+    assert figures["bytes"] <= 0.15 * figures["dense_bytes"]
+    folder = Path("weights/export/packed")
+    assert figures["bytes"] == (folder / "model.safetensors").stat().st_size
+    weights, again = load_file("weights/model.safetensors"), load_packed(folder / "model.safetensors")
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Checked in a process of its own on 360 samples: the largest difference of a logit is 0" in printed
+    model = load_model(folder)
+    assert torch.equal(model(images("weights")), Source.of(FinishedRun("weights")).model(images("weights")))
+
+
+def test_onnx_takes_any_number_of_samples_and_its_card_says_how(runs):
+    figures = export("weights", "onnx")
+    assert figures["max_difference"] <= 1e-4 * figures["largest"]
+    assert figures["top1"] == figures["original_top1"]
+    card = Path("weights/export/onnx/README.md").read_text(encoding="utf-8")
+    assert f"| {figures['top1']:.2f} % on 360 images of `test` |" in card
+    assert "distprune export weights --format onnx" in card
+    assert "pipeline" not in card
+    (code,) = re.findall(r"^```python\n(.*?)^```", card, flags=re.M | re.S)
+    for count in (1, 5):
+        tried = f"import numpy\nimages = numpy.zeros(({count}, 1, 8, 8), numpy.float32)\n{code}print(logits.shape)"
+        ended = subprocess.run(
+            [sys.executable, "-c", tried], cwd="weights/export/onnx", capture_output=True, text=True, check=True
+        )
+        assert ended.stdout.strip() == f"({count}, 10)"
+
+
+def test_int8_keeps_zeros_and_accuracy():
+    figures = export("weights", "onnx", "--quantize", "int8", "--calibration", "200")
+    assert abs(figures["top1"] - figures["original_top1"]) <= 0.5
+    assert figures["calibration"] == 200
+    graph = onnx.load("weights/export/onnx-int8/model.int8.onnx").graph
+    small = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type == onnx.TensorProto.INT8}
+    weights = [value for value in small.values() if value.ndim > 1]
+    assert sorted(value.size for value in weights) == [144, 640, 4608, 32768]
+    dense = load_file("weights/model.safetensors")
+    for value in weights:
+        (same,) = [w for w in dense.values() if w.numel() == value.size and w.dim() > 1]
+        zeros = int((same == 0).sum())
+        assert zeros <= int(np.sum(value == 0)) < value.size
+
+
+def test_a_program_of_torch_is_reloaded_without_distprune():
+    figures = export("weights", "torch-export")
+    assert figures["max_difference"] <= 1e-4 * figures["largest"]
+    module = torch.export.load("weights/export/torch-export/model.pt2").module()
+    model = Source.of(FinishedRun("weights")).model
+    for count in (1, 7):
+        inputs = torch.randn(count, 1, 8, 8)
+        torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_plain_weights_fit_the_model():
+    export("weights", "safetensors")
+    model = build_model("digits_cnn", {}, 10)
+    load_weights(model, "weights/export/safetensors/model.safetensors")
+    assert load_config("weights/export/safetensors/config.yaml").model.name == "digits_cnn"
+
+
+def test_channels_that_stayed_as_zeros_are_taken_away():
+    figures, summary = export("channels", "shrunk"), read_json("channels/summary.json")
+    assert figures["max_difference"] <= 1e-5 * max(1, figures["largest"])
+    assert figures["top1"] == summary["eval/top1"]
+    assert figures["parameters"] < summary["params/total"]
+    model = load_model("channels/export/shrunk")
+    assert sum(p.numel() for p in model.parameters()) == figures["parameters"]
+
+
+def test_a_second_export_takes_the_place_of_the_first_only_when_it_is_whole(monkeypatch):
+    assert command(["export", "weights", "--format", "packed", "--out", "there"]) == 0
+    before = Path("there/model.safetensors").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/bin/false")
+        assert command(["export", "weights", "--format", "packed", "--out", "there"]) == 1
+    assert Path("there/model.safetensors").stat().st_mtime_ns == before
+    assert not list(Path().glob(".there*"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert command(["export", "weights", "--format", "packed", "--out", "there"]) == 0
+    assert Path("there/model.safetensors").stat().st_mtime_ns != before
+
+
+def test_logits_that_differ_are_an_error():
+    with pytest.raises(ExportError, match=r"differ by 0\.1 from the model's, more than 0\.001"):
+        _refuse_difference("onnx", False, {"largest": 10.0, "max_difference": 0.1})
+    with pytest.raises(ExportError, match="differ by nan"):
+        _refuse_difference("packed", False, {"largest": 10.0, "max_difference": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["weights", "--format", "onx"], ["--format: no format 'onx'; did you mean 'onnx'?", "torch-export"]),
+        (["weights", "--format", "packed", "--quantize", "int8"], ["--quantize: int8 goes with --format onnx"]),
+        (["weights", "--format", "onnx", "--calibration", "0"], ["--calibration: takes one sample at least"]),
+        (["none", "--format", "onnx"], ["none is no run folder"]),
+        (["weights", "--format", "shrunk"], ["pruned single weights", "prune.pattern=channels"]),
+        (["weights", "--format", "2:4"], ["NVIDIA GPU with sparse tensor cores"]),
+        (["weights", "--format", "packed", "--out", "channels"], ["--out: channels is there and holds no export"]),
+        (["weights", "--format", "packed", "--out", "channels/status.json/x"], ["--out: cannot write to"]),
+        (["weights", "--format", "packed", "data.eval_split=tset"], ["'tset'"]),
+    ],
+)
+def test_wrong_input_is_one_message_and_nothing_is_written(words, expected, capsys):
+    before = sorted(Path().rglob("*"))
+    assert command(["export", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    for part in expected:
+        assert part in err
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_packages_that_are_missing_are_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert command(["export", "weights", "--format", "onnx"]) == 2
+    assert "pip install 'distprune[export]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [classifier, language_model])
+def test_models_of_texts_are_exported_with_any_number_of_tokens(tmp_path, job):
+    short = "phases={dense: {steps: 8, lr: 0.002}, prune: {steps: 4, lr: 0.001}, finetune: {steps: 2, lr: 0.001}}"
+    assert main([*job(tmp_path), short, "prune.every=2", f"run.dir={tmp_path}/run"]) == 0
+    for form in ("onnx", "torch-export", "packed", "safetensors"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        figures = export(str(tmp_path / "run"), form)
+        assert figures["max_difference"] <= 1e-4 * max(1, figures["largest"])
+        assert figures["top1"] == figures["original_top1"]
+    folder = tmp_path / "run" / "export" / "safetensors"
+    assert json.loads((folder / "config.json").read_text())["architectures"]
