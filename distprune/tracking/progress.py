@@ -19,7 +19,7 @@ SHOWN = {
     "eval/top1": ("eval {:.2f} %", "eval {:.1f}%", "eval {:.1f}%"),
     "train/samples_per_s": ("{:.0f} samples/s", "{:.0f}/s"),
 }
-"""In the order in which they are shown: in full, where there is less room, and, of those that are left then, the least."""
+"""In the order in which they are shown: in full, in short, and, of those that are left last, in the least."""
 FIRST_TO_GO = ("", "train/top1", "prune/round", "train/samples_per_s", "train/loss")
 LEAST_BAR = 12
 """Columns; a shorter one says nothing."""

@@ -64,6 +64,8 @@ class WandbTracker:
         self._milestone = 0.0
         self._known = logged_rows(folder, run_id)
         mode = _mode(settings)
+        # Where tables wait for their upload; else that is the home, which may be full or not there.
+        os.environ.setdefault("WANDB_DATA_DIR", str((folder / "wandb").absolute()))
         # W&B's service is a process of its own, and Slurm sends signals to every process: SIGUSR1 must not end it, and
         # a mask is inherited. On SIGTERM it writes what it has and ends all the same.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -199,7 +201,13 @@ def _mode(settings: Wandb) -> Any:
         return settings.mode
     if chosen := os.environ.get("WANDB_MODE"):
         return chosen
-    return "online" if _in_sweep() or (_has_key() and _is_reachable()) else "offline"
+    if _in_sweep():
+        return "online"
+    if not has_key():
+        return "offline"
+    if (why := unreachable()) is not None:
+        logger.warning(f"{why}; it is kept offline")
+    return "online" if why is None else "offline"
 
 
 def _in_sweep() -> bool:
@@ -207,7 +215,7 @@ def _in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether `wandb login` or the environment left an API key; looking does not need the network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -217,8 +225,8 @@ def _has_key() -> bool:
         return False
 
 
-def _is_reachable() -> bool:
-    """Whether W&B, or the proxy on the way to it, takes connections; compute nodes often have no network."""
+def unreachable() -> str | None:
+    """Why W&B, or the proxy on the way to it, takes no connections, if so; compute nodes often have no network."""
     way = server = _server()
     proxy = getproxies().get(server.scheme)
     if proxy and not proxy_bypass(server.hostname or ""):
@@ -227,9 +235,8 @@ def _is_reachable() -> bool:
         port = way.port or (80 if way.scheme == "http" else 443)
         socket.create_connection((way.hostname or "", port), SECONDS_TO_CONNECT).close()
     except (OSError, ValueError) as error:
-        logger.warning(f"W&B cannot be reached at {way.hostname} ({error}); it is kept offline")
-        return False
-    return True
+        return f"W&B cannot be reached at {way.hostname} ({error})"
+    return None
 
 
 def _server() -> SplitResult:

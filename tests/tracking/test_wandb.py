@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from distprune.tracking.wandb import _is_reachable
+from distprune.tracking.wandb import unreachable
 from distprune.tracking.wandb_file import read_items, read_records
 from tests.jobs import DIGITS, SHORT, read_json, read_rows
 from tests.tracking.files import all_steps, segments, steps
@@ -184,4 +184,4 @@ def test_w_and_b_is_looked_for_where_it_will_be_called(monkeypatch, proxies, fou
         for name, value in proxies.items():
             monkeypatch.setenv(f"{name}_proxy", value.replace("PORT", port))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://localhost:{port}")
-        assert _is_reachable() is found
+        assert (unreachable() is None) is found
