@@ -42,8 +42,8 @@ def log_models(run: Any, folder: Path, summary: Mapping[str, Any]) -> None:
 
 def sparsity_alias(sparsity: float) -> str:
     """`sparsity-0.90` for 0.9; a third decimal only where two are not enough, and never 1.00 for less."""
-    two = f"{sparsity:.2f}"
-    return f"sparsity-{two}" if abs(float(two) - sparsity) < 5e-4 else f"sparsity-{min(sparsity, 0.9994):.3f}"
+    is_round = sparsity < 0.995 and abs(round(sparsity, 2) - sparsity) < 5e-4
+    return f"sparsity-{sparsity:.2f}" if is_round else f"sparsity-{min(sparsity, 0.999):.3f}"
 
 
 def _log(

@@ -49,7 +49,7 @@ def read_records(path: Path) -> Iterator[Any]:
 def kind_of(row: Iterable[str]) -> str:
     """What a row with these names holds: "weights" for histograms, the name of a table, else figures, ""."""
     media = next((name for name in row if name.startswith((WEIGHTS, TABLES))), "")
-    return "weights" if media.startswith(WEIGHTS) else media
+    return "weights" if media.startswith(WEIGHTS) else "/".join(media.split("/")[:2])
 
 
 def logged_rows(folder: Path, run_id: str) -> Counter[tuple[str, int]]:
