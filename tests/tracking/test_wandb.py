@@ -203,6 +203,11 @@ def test_after_a_kill_the_files_hold_each_step_once(tmp_path, start_offline):
     assert {segment.run.run_id for segment in found} == {(folder / "wandb_id").read_text()}
     assert all_steps(found) == [row["trainer/step"] for row in read_rows(folder)]
     assert len([segment for segment in found if segment.rows]) > 1
+    media = [row for segment in found for row in segment.media]
+    histograms = [line["trainer/step"] for line in read_rows(folder, "histograms.jsonl")]
+    assert sorted(step for kind, step in media if kind == "weights") == histograms
+    tables = [kind for kind, _ in media if kind != "weights"]
+    assert sorted(tables) == sorted({*tables, "layers/sparsity-0.90", "layers/final"})
 
 
 @pytest.mark.slow
@@ -263,7 +268,7 @@ def track(tmp_path):
     def run(rows, steps=(), ending="killed"):
         (tmp_path / "metrics.jsonl").write_text("")
         words = json.dumps([rows, list(steps), ending])
-        environment = {**os.environ, "HOME": str(tmp_path / "nothing to be written here")}
+        environment = {**os.environ, "HOME": str(tmp_path / "home")}
         subprocess.run([sys.executable, "-c", PROGRAM, words], cwd=tmp_path, env=environment, check=True)
         return [r for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for r in read_records(path)]
 
@@ -302,7 +307,8 @@ def test_histograms_tables_and_alerts_are_handed_on_once(track, tmp_path):
     titles = [record.alert.title.partition(": ")[2] for record in records if record.HasField("alert")]
     stopped = "the run was stopped"
     assert titles == [stopped, "accuracy has collapsed", stopped, "the run is done"]
-    assert not (tmp_path / "nothing to be written here").exists()
+    assert list(tmp_path.glob("wandb/artifacts/staging/*")), "tables wait for their upload in the run folder"
+    assert not list(tmp_path.glob("home/**/staging/*"))
 
 
 def test_the_accuracy_of_given_weights_is_handed_on_at_step_0(tmp_path, start_offline, folder):
