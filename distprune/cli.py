@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     words, rest = parser.parse_known_args(argv)
     # argparse takes overrides only where they stand in one piece.
-    if any(word.startswith("-") for word in rest):
+    if any(word.startswith("-") for word in rest) or (rest and "config" not in words):
         words.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     words.overrides += rest
     words.typed = argv[1:]
@@ -119,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     slurm.add_argument("--mounts", metavar="SRC:DST,...", help="of the container (default: the current folder)")
     slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="such as --sbatch=--mem=0")
     slurm.add_argument("--submit", action="store_true", help="submit it")
+    board = commands.add_parser("dashboard", help="make the workspace of W&B in which runs are looked at")
+    board.add_argument("--entity", metavar="E", help="team or user (default: yours)")
+    board.add_argument("--project", default="distprune", metavar="P", help="project (default: distprune)")
+    board.add_argument("--save-to", metavar="FILE.json", help="write it to a file instead, without a network")
+    board.add_argument("--json", action="store_true", help="print it instead, without a network")
+    board.set_defaults(run=_dashboard, parser=board, overrides=[])
     return parser
 
 
@@ -198,6 +204,19 @@ def _slurm(words: argparse.Namespace) -> int:
     except SubmitError as error:
         print(f"distprune: {error}", file=sys.stderr)
         return 1
+
+
+def _dashboard(words: argparse.Namespace) -> int:
+    from distprune.errors import ConfigError
+
+    try:
+        from distprune.tracking.dashboard import dashboard
+
+        dashboard(words.entity, words.project, words.save_to, words.json)
+    except ConfigError as error:
+        print(f"distprune: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _answer(command: Callable[[], None], words: argparse.Namespace) -> int:

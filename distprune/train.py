@@ -28,7 +28,7 @@ from distprune.training.hosts import host, slurm_job
 from distprune.training.liveness import is_lost_rank
 from distprune.training.nonfinite import DivergedError
 from distprune.training.preflight import Preflight, PreflightError
-from distprune.training.results import summarize, versions, write_tensors, write_transformer
+from distprune.training.results import summarize, versions, write_best, write_tensors, write_transformer
 from distprune.training.run_folder import RunFolder
 from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import Job, make_job
@@ -156,6 +156,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
             final,
             {
                 **job.recovery.summary(),
+                **job.run_state.best_figures(),
                 "steps": trainer.step,
                 "world_size": job.accelerator.num_processes,
                 "wall_s": trainer.wall_seconds,
@@ -168,6 +169,9 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
             if not job.shrinking.removes and not kept_of(job.model):  # a config.json cannot tell widths that differ
                 write_transformer(folder, job.model, job.train.tokenizer)
             folder.write_json("summary.json", summary)
+        if job.config.tracking.wandb.artifacts and job.config.tracking.wandb.mode != "disabled":
+            write_best(folder, job.run_state, job.shrinking, trainer.step)  # and nothing of the model after that
+        if main_process:
             job.trackers.finish(summary)
             folder.write_status("done", trainer.step, trainer.step)
             print_summary(summary, folder.path)
@@ -197,7 +201,8 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
         folder.clear(dump_config(job.config))
     else:
         progress_then, tracker_id = checkpoint.state["progress"], checkpoint.state["tracker_id"]
-        folder.go_back_to(begin, with_step=progress_then["logged_at"] == begin)
+        updated = checkpoint.state["pruner"]["steps_seen"] == begin
+        folder.go_back_to(begin, with_step=progress_then["logged_at"] == begin, with_update=updated)
         if any(span.name == "dense" and begin < span.end for span in job.timetable.phases):
             folder.dense.unlink(missing_ok=True)  # of a start that was further: it will be made anew
         if tracker_id is not None and folder.tracker_id() is None:
@@ -208,8 +213,9 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
         from distprune.tracking.wandb import WandbTracker
 
         context = {"world_size": job.accelerator.num_processes, "versions": versions(), "slurm": slurm_job() or None}
-        job.trackers.add(WandbTracker(job.config.tracking.wandb, folder.path, {**job.config.model_dump(), **context}))
-    job.trackers.add(JsonLines(folder.metrics))
+        told, shapes = {**job.config.model_dump(), **context}, {n: x.shape for n, x in job.pruner.layers().items()}
+        job.trackers.add(WandbTracker(job.config.tracking.wandb, folder.path, told, shapes))
+    job.trackers.add(JsonLines(folder.metrics, folder.histograms))
     job.trackers.add(progress)
     device = torch.cuda.get_device_name() if job.accelerator.device.type == "cuda" else job.accelerator.device.type
     progress.say(

@@ -516,11 +516,26 @@ class Wandb(Section):
     """Kind of the run."""
     tags: list[str] = []
     """Tags."""
+    artifacts: bool = False
+    """Upload the dense, the best and the final model when the run is done, each as large as model.safetensors."""
+    alerts: bool = True
+    """Send an alert when accuracy collapses, and when the run is stopped, has failed or is done."""
+    collapse: Annotated[float, Field(gt=0, le=100)] = 20.0
+    """Percentage points below the dense model at which accuracy has collapsed."""
+
+
+class WeightHistograms(Section):
+    """Histograms of the weights of each layer: of the dense model, after updates of the masks, and of the final one."""
+
+    every: Count = 1
+    """Optimizer steps that lie between two updates of which there are histograms, at least."""
 
 
 class Tracking(Section):
     """Where figures go beside metrics.jsonl and the terminal."""
 
+    histograms: WeightHistograms | None = WeightHistograms()
+    """Histograms of weights; null for none."""
     wandb: Wandb = Wandb()
     """Weights & Biases."""
 

@@ -1,6 +1,6 @@
 """Where figures go: metrics.jsonl, the terminal, Weights & Biases. Each takes the same rows."""
 
 from distprune.tracking.progress import Progress
-from distprune.tracking.tracker import JsonLines, Row, Tracker, Trackers
+from distprune.tracking.tracker import BINS, Histogram, JsonLines, Row, Tracker, Trackers, read_histograms
 
-__all__ = ["JsonLines", "Progress", "Row", "Tracker", "Trackers"]
+__all__ = ["BINS", "Histogram", "JsonLines", "Progress", "Row", "Tracker", "Trackers", "read_histograms"]

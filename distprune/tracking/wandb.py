@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import netrc
 import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,15 @@ import wandb
 
 from distprune.config.schema import Wandb
 from distprune.tracking.logs import logger
-from distprune.tracking.tracker import Row
-from distprune.tracking.wandb_file import logged_steps
+from distprune.tracking.tracker import BINS, Histogram, Row, read_histograms
+from distprune.tracking.wandb_artifacts import log_models
+from distprune.tracking.wandb_file import TABLES, WEIGHTS, kind_of, logged_rows
 
 BEST = {"eval/top1": "max", "eval/loss": "min"}
+MILESTONES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""Of sparsity, at which there is a table of layers."""
+WITHIN = 1e-4
+"""Of a milestone: of N weights round(0.9 N) may be a little less than 0.9."""
 SECONDS_TO_CONNECT = 3.0
 
 
@@ -36,20 +42,30 @@ class WandbTracker:
 
     Args:
         settings: the section tracking.wandb.
-        folder: the run folder, with metrics.jsonl up to where the run goes on.
+        folder: the run folder, with metrics.jsonl and histograms.jsonl up to where the run goes on.
         config: the resolved configuration, and what else is to be kept beside it.
+        shapes: of what is pruned, by the names of layers.
     """
 
-    def __init__(self, settings: Wandb, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, settings: Wandb, folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
         id_file = folder / "wandb_id"
         known = id_file.read_text() if id_file.exists() else ""
         run_id = _run_id(known)
         if run_id != known:
             id_file.write_text(run_id)
+        self._settings = settings
         self._folder = folder
+        self._shapes = shapes
         self._failed = False
-        self._known = logged_steps(folder, run_id)
+        self._preempted = False
+        self._collapsed = False
+        self._milestone = 0.0
+        self._known = logged_rows(folder, run_id)
         mode = _mode(settings)
+        # Where tables wait for their upload; else that is the home, which may be full or not there.
+        os.environ.setdefault("WANDB_DATA_DIR", str((folder / "wandb").absolute()))
         # W&B's service is a process of its own, and Slurm sends signals to every process: SIGUSR1 must not end it, and
         # a mask is inherited. On SIGTERM it writes what it has and ends all the same.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -77,21 +93,46 @@ class WandbTracker:
         metrics = folder / "metrics.jsonl"
         for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
             self.log(json.loads(line))
+        for step, layers in read_histograms(folder / "histograms.jsonl"):
+            self.log_histograms(step, layers)
 
     def log(self, row: Row) -> None:
-        """Log one row, unless W&B has it: of a step where rounds meet there are two."""
-        step = int(row["trainer/step"])
-        if self._known[step]:
-            self._known[step] -= 1
-        else:
-            self._try(lambda: self._run.log(dict(row)))
+        """Log one row, unless W&B has it: of a step where rounds meet there are two. What follows from it, too: a table
+        of layers where the sparsity passes a milestone, an alert where accuracy collapses."""
+        is_new = self._log(row, row.keys(), lambda: row)
+        passed = [m for m in MILESTONES if m < row.get("prune/sparsity", 0.0) + WITHIN]
+        if passed and passed[-1] > self._milestone:
+            self._milestone = passed[-1]
+            self._log_table(f"sparsity-{self._milestone:.2f}", row, lambda name: row[f"prune/layer/{name}"])
+        lost = row.get("dense/top1", 0.0) - row.get("eval/top1", 100.0)
+        if lost > self._settings.collapse and not self._collapsed:
+            self._collapsed = True
+            if is_new:
+                text = f"{row['eval/top1']:.2f} % at step {row['trainer/step']}, {lost:.2f} points below the dense one"
+                self._alert("accuracy has collapsed", text, "WARN")
+
+    def log_histograms(self, step: int, layers: Mapping[str, Histogram]) -> None:
+        """Log the histograms of one step, unless W&B has them."""
+        named = {f"{WEIGHTS}{name}": layer for name, layer in layers.items()}
+        self._log({"trainer/step": step}, named, lambda: {name: _histogram(layer) for name, layer in named.items()})
 
     def preempt(self) -> None:
         """Say that the run was stopped and will go on."""
+        self._preempted = True
+        self._alert("the run was stopped", "it goes on when the same command is run again", "WARN")
         self._try(self._run.mark_preempting)
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Add the summary and close the run, as failed where there is none."""
+        """Add the summary, the last table and models, and close the run, as failed where there is none."""
+        if summary is not None:
+            layers = summary["prune/layers"]
+            self._log_table("final", {"trainer/step": summary["steps"]}, lambda name: layers[name]["sparsity"])
+            if self._settings.artifacts and not self._failed:
+                log_models(self._run, self._folder, summary)
+            text = f"{summary['eval/top1']:.2f} % at sparsity {summary['prune/sparsity']:.4f}"
+            self._alert("the run is done", f"{text}, {summary['dense/top1']:.2f} % before pruning", "INFO")
+        elif not self._preempted:
+            self._alert("the run has failed", "its log and status.json say why", "ERROR")
 
         def close() -> None:
             if summary is not None:
@@ -106,6 +147,24 @@ class WandbTracker:
         if self._run.offline:
             print(f"W&B was offline; to upload: wandb sync {self._folder}/wandb/offline-run-*-{self._run.id}")
 
+    def _log(self, place: Row, names: Iterable[str], make: Callable[[], Mapping[str, Any]]) -> bool:
+        """Log what `make` gives under `names`, with the step of `place`, unless W&B has it; whether it had not."""
+        key = kind_of(names), int(place["trainer/step"])
+        if self._known[key]:
+            self._known[key] -= 1
+            return False
+        self._try(lambda: self._run.log({**make(), "trainer/step": place["trainer/step"]}))
+        return True
+
+    def _log_table(self, name: str, place: Row, sparsity: Callable[[str], float]) -> None:
+        """Log a table of all layers, unless W&B has it."""
+        name = f"{TABLES}{name}"
+        self._log(place, [name], lambda: {name: _table(self._shapes, sparsity)})
+
+    def _alert(self, title: str, text: str, level: str) -> None:
+        if self._settings.alerts:
+            self._try(lambda: self._run.alert(f"{self._run.name}: {title}", text, level))
+
     def _try(self, call: Callable[[], object]) -> None:
         """Call W&B; once that fails, no more: a tracker is no reason to end a run."""
         if self._failed:
@@ -116,6 +175,19 @@ class WandbTracker:
             self._failed = True
             reason = str(error) or type(error).__name__
             logger.warning(f"W&B has failed ({reason}); figures are in metrics.jsonl, and the next start hands them on")
+
+
+def _table(shapes: Mapping[str, tuple[int, ...]], sparsity: Callable[[str], float]) -> Any:
+    rows = []
+    for layer, shape in shapes.items():
+        weights, gone = math.prod(shape), sparsity(layer)
+        rows.append([layer, " x ".join(map(str, shape)), weights, round(gone * weights), gone])
+    return wandb.Table(["layer", "shape", "weights", "zeros", "sparsity"], rows)
+
+
+def _histogram(layer: Histogram) -> Any:
+    edges = [layer.limit * (2 * place / BINS - 1) for place in range(BINS + 1)]
+    return wandb.Histogram(np_histogram=(layer.counts, edges))
 
 
 def _run_id(known: str) -> str:
@@ -129,7 +201,13 @@ def _mode(settings: Wandb) -> Any:
         return settings.mode
     if chosen := os.environ.get("WANDB_MODE"):
         return chosen
-    return "online" if _in_sweep() or (_has_key() and _is_reachable()) else "offline"
+    if _in_sweep():
+        return "online"
+    if not has_key():
+        return "offline"
+    if (why := unreachable()) is not None:
+        logger.warning(f"{why}; it is kept offline")
+    return "online" if why is None else "offline"
 
 
 def _in_sweep() -> bool:
@@ -137,7 +215,7 @@ def _in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether `wandb login` or the environment left an API key; looking does not need the network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -147,8 +225,8 @@ def _has_key() -> bool:
         return False
 
 
-def _is_reachable() -> bool:
-    """Whether W&B, or the proxy on the way to it, takes connections; compute nodes often have no network."""
+def unreachable() -> str | None:
+    """Why W&B, or the proxy on the way to it, takes no connections, if so; compute nodes often have no network."""
     way = server = _server()
     proxy = getproxies().get(server.scheme)
     if proxy and not proxy_bypass(server.hostname or ""):
@@ -157,9 +235,8 @@ def _is_reachable() -> bool:
         port = way.port or (80 if way.scheme == "http" else 443)
         socket.create_connection((way.hostname or "", port), SECONDS_TO_CONNECT).close()
     except (OSError, ValueError) as error:
-        logger.warning(f"W&B cannot be reached at {way.hostname} ({error}); it is kept offline")
-        return False
-    return True
+        return f"W&B cannot be reached at {way.hostname} ({error})"
+    return None
 
 
 def _server() -> SplitResult:

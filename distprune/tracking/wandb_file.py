@@ -19,6 +19,7 @@ from wandb.proto import wandb_internal_pb2
 HEADER = b":W&B"
 HEADER_BYTES, BLOCK_BYTES, ENTRY_BYTES = 7, 32 * 1024, 7
 FULL, LAST = 1, 4
+WEIGHTS, TABLES = "weights/", "layers/"
 
 
 def read_records(path: Path) -> Iterator[Any]:
@@ -45,15 +46,21 @@ def read_records(path: Path) -> Iterator[Any]:
             yield record
 
 
-def logged_steps(folder: Path, run_id: str) -> Counter[int]:
-    """How many rows the files of a run below `folder`/wandb hold of each trainer/step."""
-    steps = Counter[int]()
+def kind_of(row: Iterable[str]) -> str:
+    """What a row with these names holds: "weights" for histograms, the name of a table, else figures, ""."""
+    media = next((name for name in row if name.startswith((WEIGHTS, TABLES))), "")
+    return "weights" if media.startswith(WEIGHTS) else "/".join(media.split("/")[:2])
+
+
+def logged_rows(folder: Path, run_id: str) -> Counter[tuple[str, int]]:
+    """How many rows the files of a run below `folder`/wandb hold of each kind (see `kind_of`) and trainer/step."""
+    rows = Counter[tuple[str, int]]()
     for path in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
         for record in read_records(path):
             if record.HasField("history"):
                 row = read_items(record.history.item)
-                steps.update([int(row["trainer/step"])] if "trainer/step" in row else [])
-    return steps
+                rows.update([(kind_of(row), int(row["trainer/step"]))] if "trainer/step" in row else [])
+    return rows
 
 
 def read_items(items: Iterable[Any]) -> dict[str, Any]:

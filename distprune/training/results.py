@@ -18,10 +18,13 @@ import torch.distributed as dist
 from torch import nn
 
 from distprune import __version__
-from distprune.pruning import MaskHolder
+from distprune.pruning import MaskHolder, MaskMismatchError
 from distprune.structured import ChannelPruner
+from distprune.tracking.logs import logger
+from distprune.training.checkpoint import CheckpointError
 from distprune.training.evaluation import EvalResult
 from distprune.training.run_folder import RunFolder
+from distprune.training.run_state import RunState
 from distprune.training.shrinking import Shrinking
 from distprune.training.whole import count_zeros, to_rank_0
 
@@ -53,6 +56,25 @@ def write_tensors(folder: RunFolder, pruner: MaskHolder, shrinking: Shrinking) -
         # One entry, since the order of several is not always the same.
         folder.write_tensors(folder.masks.name, masks, {"shapes": json.dumps(shapes)})
         folder.write_tensors(folder.model.name, weights, about)
+
+
+def write_best(folder: RunFolder, run_state: RunState, shrinking: Shrinking, step: int) -> None:
+    """Write best.safetensors, where another step than the last, `step`, was the best at the final sparsity.
+
+    The model and all else is that of the best step afterwards. Called on all ranks; the first writes.
+    """
+    best = run_state.best_step
+    if best is None or best == step:
+        return
+    try:
+        run_state.go_to_best()
+    except (CheckpointError, MaskMismatchError, ValueError) as error:
+        logger.warning(f"{folder.best.name} is not written: {error}")
+        return
+    shrinking.at_end(best, 0.0)
+    weights, about = shrinking.saved()
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        folder.write_tensors(folder.best.name, weights, about)
 
 
 def write_transformer(folder: RunFolder, model: nn.Module, tokenizer: Any) -> None:

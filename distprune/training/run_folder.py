@@ -17,7 +17,7 @@ from torch import Tensor
 from distprune.training.folder import Folder
 
 State = Literal["running", "done", "preempted", "failed"]
-OF_ONE_RUN = ("metrics.jsonl", "wandb_id", "dense.safetensors", "stop")
+OF_ONE_RUN = ("metrics.jsonl", "histograms.jsonl", "wandb_id", "dense.safetensors", "best.safetensors", "stop")
 
 
 class RunFolder(Folder):
@@ -29,6 +29,11 @@ class RunFolder(Folder):
     def metrics(self) -> Path:
         """One JSON object per logged step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def histograms(self) -> Path:
+        """Of the weights of layers: one JSON object per update of the masks."""
+        return self.path / "histograms.jsonl"
 
     @property
     def config(self) -> Path:
@@ -44,6 +49,11 @@ class RunFolder(Folder):
     def dense(self) -> Path:
         """The model before its first weight was pruned."""
         return self.path / "dense.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The best weights at the final sparsity, where they are asked for and not the final ones."""
+        return self.path / "best.safetensors"
 
     @property
     def stop_file(self) -> Path:
@@ -102,10 +112,16 @@ class RunFolder(Folder):
             if not (same and name == self.wandb_id.name):
                 (self.path / name).unlink(missing_ok=True)
 
-    def go_back_to(self, step: int, with_step: bool) -> None:
-        """Drop logged steps behind `step`, and that itself unless `with_step`: they will be logged again."""
+    def go_back_to(self, step: int, with_step: bool, with_update: bool) -> None:
+        """Drop logged steps behind `step`: they will be logged again. So will be those of that step itself, unless
+        they were logged before its checkpoint was written: figures `with_step`, histograms `with_update`."""
         self.stop_file.unlink(missing_ok=True)
-        rows = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        self._cut(self.metrics, step, with_step)
+        if self.histograms.exists():
+            self._cut(self.histograms, step, with_update)
+
+    def _cut(self, path: Path, step: int, with_step: bool) -> None:
+        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = []
         for row in rows:
             try:
@@ -114,7 +130,7 @@ class RunFolder(Folder):
                 break  # the last line of a process that was killed while it wrote
             if at < step or (with_step and at == step):
                 kept.append(row + "\n")
-        self.write_text(self.metrics.name, "".join(kept))
+        self.write_text(path.name, "".join(kept))
 
     def write_status(self, state: State, step: int, steps: int, error: str | None = None) -> None:
         """Say what state the run is in."""

@@ -148,6 +148,17 @@ class RunState:
         best = self._best if self._pending is None else self._pending[3]
         return final and top1 is not None and (best is None or top1 > best)
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint at the final sparsity, once there is one."""
+        return self._marks.get("best")
+
+    def best_figures(self) -> dict[str, float]:
+        """Step and accuracy of the best checkpoint, under the names that trackers know."""
+        if self._best is None:
+            return {}
+        return {"best/step": self._marks["best"], "best/top1": self._best}
+
     def settle(self) -> str | None:
         """Wait for a save in the background; what went wrong with it, if it did.
 
@@ -208,6 +219,14 @@ class RunState:
                 checkpoint = before
             else:
                 return checkpoint
+
+    def go_to_best(self) -> None:
+        """Bring everything to the best checkpoint at the final sparsity, for good.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        self._load(self._marked("best"), {})
 
     def roll_back(self, mark: str) -> None:
         """Bring everything back to the checkpoint of `mark`, but for the number of steps that are done.

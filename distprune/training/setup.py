@@ -24,12 +24,13 @@ from distprune.models import build_model, load_weights
 from distprune.pruning import MaskHolder, Permutations, Pruner, Schedule, Score
 from distprune.pruning.prunable import unwrap
 from distprune.structured import ChannelPruner, Channels, GroupPenalty, find_channels, kept_of
-from distprune.tracking import Trackers
+from distprune.tracking import Trackers, read_histograms
 from distprune.training.checkpoint import CheckpointError, Checkpoints
 from distprune.training.checks import check_fit, check_teacher, fit_to_texts, rehearse
 from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group, wrap
 from distprune.training.features import FeatureLoss, Projections, Taps, feature_widths, student_taps, teacher_taps
 from distprune.training.held_out import HeldOut, open_split
+from distprune.training.histograms import Histograms
 from distprune.training.liveness import Liveness
 from distprune.training.methods import chosen, make_allocation, make_bounds, make_most, make_pattern, make_score
 from distprune.training.nonfinite import LossWatch
@@ -315,6 +316,8 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         config, accelerator, bare, tasks.projections, optimizer.optimizer, pruner, shrinking, checkpoints,
         folder.tracker_id,
     )  # fmt: skip
+    every = None if config.tracking.histograms is None else config.tracking.histograms.every
+    histograms = Histograms(pruner, trackers, every, partial(read_histograms, folder.histograms))
     recovery = Recovery(timetable.rounds, config.prune.guard, run_state)
     liveness = Liveness(
         folder.heartbeats, folder.logs, accelerator.process_index, accelerator.num_processes,
@@ -329,7 +332,8 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
     trainer = Trainer(
         accelerator, student, optimizer, pruner, shrinking, make_penalty(pruner, config), timetable,
         partial(train.train_batches, order), tasks.for_span,
-        partial(held_out.evaluate, bare), trackers, run_state, recovery, stopper, loss_watch, liveness,
+        partial(held_out.evaluate, bare), trackers, histograms, run_state, recovery, stopper,
+        loss_watch, liveness,
         batch_size=config.train.batch_size, accumulate=config.train.accumulate, steps_per_epoch=order.steps_per_epoch,
         clip_norm=config.train.clip_norm, log_every=config.run.log_every, eval_every=config.eval.every,
         save_every=config.checkpoint.every, compare_every=config.integrity.every, seed=config.run.seed,

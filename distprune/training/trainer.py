@@ -37,6 +37,7 @@ from distprune.structured import GroupPenalty
 from distprune.tracking import Trackers
 from distprune.tracking.logs import logger
 from distprune.training.evaluation import EvalResult
+from distprune.training.histograms import Histograms
 from distprune.training.liveness import Liveness
 from distprune.training.meter import Meter
 from distprune.training.nonfinite import DivergedError, LossWatch
@@ -72,6 +73,7 @@ class Trainer:
         task_for: the task of a phase, asked for when the phase begins.
         evaluate: counts accuracy on the evaluation sets, on all ranks; takes what to call after each batch.
         trackers: take the figures.
+        histograms: of weights.
         run_state: writes checkpoints.
         recovery: judges rounds and takes the run back.
         stopper: says when to stop early.
@@ -99,6 +101,7 @@ class Trainer:
         task_for: Callable[[Span], Task],
         evaluate: Callable[[Callable[[], None]], EvalResult],
         trackers: Trackers,
+        histograms: Histograms,
         run_state: RunState,
         recovery: Recovery,
         stopper: Stopper,
@@ -126,6 +129,7 @@ class Trainer:
         self.task_for = task_for
         self.evaluate = evaluate
         self.trackers = trackers
+        self.histograms = histograms
         self.run_state = run_state
         self.recovery = recovery
         self.stopper = stopper
@@ -209,11 +213,12 @@ class Trainer:
                 if skipped >= MOST_SKIPPED:
                     raise DivergedError(f"{skipped} steps in a row after step {self.step} were skipped")
         self._log()
-        if self.recovery.roll_back_last():
+        if rolled_back := self.recovery.roll_back_last():
             self._is_ahead = True
             self._row |= self._sparsity_figures() | self._evaluate()
             self._log()
         self.shrinking.at_end(self.step, self.train_seconds)
+        self.histograms.at_end(self.step, rolled_back)
         self.run_state.settle()
         assert self.last is not None
         return self.last
@@ -224,9 +229,13 @@ class Trainer:
             if self.last is None:
                 self._row |= self._evaluate()
             self.dense = self.last
+            assert self.dense is not None
+            self._row["dense/top1"] = self.dense.top1
         # The dense model has been evaluated, and taken as teacher, by the time it is first pruned.
         task = self.task_for(span)
         self._clock = time.perf_counter()
+        if span.name != "dense":
+            self.histograms.before(self.step)
         if span.attempt is not None and self.step == span.begin:
             self._log()
             self._is_ahead = True
@@ -353,7 +362,8 @@ class Trainer:
         self._evaluating, self._evaluated_at = False, self.step
         self._clock = time.perf_counter()
         assert self.last is not None
-        return self.last.figures()
+        beside = {} if self.dense is None else {"dense/top1": self.dense.top1}
+        return self.last.figures() | beside
 
     def _judge(self, attempt: Attempt | None) -> None:
         if attempt is not None:
@@ -415,6 +425,7 @@ class Trainer:
             return {}
         if report.newly_pruned:
             self._evaluated_at = None
+        self.histograms.after(self.step, report.newly_pruned)
         self._stop_clock()
         if self.shrinking.after_update(self.step, self.train_seconds):
             self._clock = time.perf_counter()

@@ -23,8 +23,11 @@ from distprune.pruning import (
     WeightMismatchError,
     compare_replicas,
 )
+from distprune.pruning.collectives import Ranks
 from distprune.pruning.shards import CHUNK, local
 from distprune.pruning.threshold import share
+from distprune.tracking import BINS
+from distprune.training.histograms import count, largest
 from tests.distributed.ranks import MIB, Traffic, bits, from_all_ranks, messages_of, run_checks
 from tests.distributed.same_masks import channels_last, few_values, models, normal
 from tests.pruning.reference import Bag, Levels
@@ -156,6 +159,21 @@ def an_update_without_ties_takes_at_most_4_collectives_and_a_mebibyte(alone):
             assert 1 <= traffic.calls <= 4, (layout, traffic.kinds)
             assert set(traffic.kinds) == {"allreduce"}, (layout, traffic.kinds)
             assert 0 < traffic.bytes <= MIB, (layout, traffic.bytes)
+
+
+def histograms_count_each_weight_once_however_it_is_sharded(alone):
+    for layout, places in layouts().items():
+        for name, tensors in sharded_models().items():
+            sharded, _ = pruner_of([placed(t, places[i % len(places)]) for i, t in enumerate(tensors)])
+            single, _ = pruner_of(copy.deepcopy(tensors), group=alone)
+            limits = largest(single.tensors, Ranks(alone))
+            with Traffic() as traffic:
+                assert torch.equal(largest(sharded.tensors, Ranks()), limits), (name, layout)
+                named = dict(zip((t.name for t in single.tensors), limits.tolist(), strict=True))
+                counted = count(sharded.tensors, named, Ranks())
+            assert counted == count(single.tensors, named, Ranks(alone)), (name, layout)
+            assert traffic.kinds == {"allreduce": 2}, traffic.kinds
+            assert traffic.bytes == 8 * (1 + BINS + 1) * len(tensors), traffic.bytes
 
 
 def traffic_does_not_grow_with_the_model(alone):
@@ -458,6 +476,7 @@ CHECKS = (
     the_counter_of_traffic_sees_what_a_dtensor_sends,
     masks_are_those_of_one_process_however_the_weights_are_sharded,
     an_update_without_ties_takes_at_most_4_collectives_and_a_mebibyte,
+    histograms_count_each_weight_once_however_it_is_sharded,
     traffic_does_not_grow_with_the_model,
     ranks_with_the_same_shard_share_the_counting,
     training_under_fsdp_prunes_as_one_process_does,

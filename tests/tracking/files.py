@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 
-from distprune.tracking.wandb_file import read_items, read_records
+from distprune.tracking.wandb_file import kind_of, read_items, read_records
 
 
 @dataclass
 class Segment:
-    """What one start of a run left."""
+    """What one start of a run left: rows of figures, and of histograms and tables as (kind, step)."""
 
     run: object
     config: dict
     rows: list
+    media: list
 
 
 def segments(folder):
@@ -19,9 +20,11 @@ def segments(folder):
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         records = list(read_records(path))
-        rows = [read_items(record.history.item) for record in records if record.HasField("history")]
+        every = [read_items(record.history.item) for record in records if record.HasField("history")]
+        rows = [row for row in every if not kind_of(row)]
+        media = [(kind_of(row), row["trainer/step"]) for row in every if kind_of(row)]
         for run in [record.run for record in records if record.HasField("run")]:  # none if killed before it was written
-            found.append(Segment(run, read_items(run.config.update), rows))
+            found.append(Segment(run, read_items(run.config.update), rows, media))
     return found
 
 

@@ -36,9 +36,10 @@ def command(processes, *overrides, launcher="cpu", program=("-m", "distprune.tra
 
 
 def whole(folder):
-    """What must not depend on stops: weights, masks, and every logged figure but times."""
+    """What must not depend on stops: weights, masks, histograms, and every logged figure but times."""
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(folder)]
-    return (folder / "model.safetensors").read_bytes(), (folder / "masks.safetensors").read_bytes(), rows
+    files = ("model.safetensors", "masks.safetensors", "histograms.jsonl")
+    return *((folder / name).read_bytes() for name in files), rows
 
 
 def last_logged(folder):
