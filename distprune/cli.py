@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
         takes="target",
         of="a run folder, or a YAML file whose model.weights are evaluated",
     )
+    add(
+        "validate",
+        _validate,
+        "compare a run's dense and pruned model by set and by class",
+        takes="run",
+        of="a run folder",
+        epilog="With corrupted images too: distprune validate RUN eval.corruptions=true. See docs/validation.md.",
+    )
     sensitivity = add(
         "sensitivity",
         _sensitivity,
@@ -118,6 +126,12 @@ def _evaluate(words: argparse.Namespace) -> int:
     from distprune.analysis.evaluate import print_evaluation
 
     return _answer(lambda: print_evaluation(words.config, words.overrides), words)
+
+
+def _validate(words: argparse.Namespace) -> int:
+    from distprune.analysis.validate import print_validation
+
+    return _answer(lambda: print_validation(words.config, words.overrides), words)
 
 
 def _sensitivity(words: argparse.Namespace) -> int:

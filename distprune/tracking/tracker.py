@@ -20,6 +20,10 @@ class Tracker(Protocol):
         """Take the figures of one step."""
         ...
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Take a table of the end of a run."""
+        ...
+
     def preempt(self) -> None:
         """The run was stopped and will go on; `finish` follows."""
         ...
@@ -43,6 +47,11 @@ class Trackers:
         """Hand `row` to every tracker."""
         for tracker in self._trackers:
             tracker.log(row)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Hand a table to every tracker."""
+        for tracker in self._trackers:
+            tracker.table(name, columns, rows)
 
     def preempt(self) -> None:
         """Tell every tracker that the run will go on."""
@@ -84,6 +93,9 @@ class JsonLines:
             if not self._warned:
                 logger.warning(f"{self._path}: {error.strerror}; figures wait until it can be written")
             self._warned = True
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Nothing to add to the figures of steps."""
 
     def preempt(self) -> None:
         """Nothing to say."""

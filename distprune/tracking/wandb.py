@@ -8,7 +8,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,14 @@ class WandbTracker:
             self._known[step] -= 1
         else:
             self._try(lambda: self._run.log(dict(row)))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Put a table into the summary: in the history it would be a row without a step."""
+
+        def add() -> None:
+            self._run.summary[name] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+        self._try(add)
 
     def preempt(self) -> None:
         """Say that the run was stopped and will go on."""

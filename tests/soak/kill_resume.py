@@ -173,7 +173,9 @@ def soak(kills: int, processes: int, seed: int, folder: Path, overrides: Sequenc
 
 def compare(folder: Path, name: str) -> list[str]:
     """What of a run is not as it is in the one that was left alone."""
-    pairs = zip(("weights", "masks", "figures"), whole(folder / name), whole(folder / "undisturbed"), strict=True)
+    pairs = zip(
+        ("weights", "masks", "figures", "validation"), whole(folder / name), whole(folder / "undisturbed"), strict=True
+    )
     unequal = [f"{name} has other {what}" for what, ours, theirs in pairs if ours != theirs]
     print(f"{name} is done: {'; '.join(unequal) or 'equal to the byte'}", flush=True)
     return unequal

@@ -36,9 +36,10 @@ def command(processes, *overrides, launcher="cpu", program=("-m", "distprune.tra
 
 
 def whole(folder):
-    """What must not depend on stops: weights, masks, and every logged figure but times."""
+    """What must not depend on stops: weights, masks, every logged figure but times, and the validation."""
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(folder)]
-    return (folder / "model.safetensors").read_bytes(), (folder / "masks.safetensors").read_bytes(), rows
+    files = [(folder / name).read_bytes() for name in ("model.safetensors", "masks.safetensors", "validation.json")]
+    return files[0], files[1], rows, files[2]
 
 
 def last_logged(folder):
