@@ -111,7 +111,7 @@ def print_tables(sets: dict[str, Figures], what: str, console: Console) -> None:
 def _table(title: str, *heads: str, wide: bool) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for head in heads:
-        table.add_column(head, overflow="fold")
+        table.add_column(head, overflow="fold", no_wrap=head == "set" and head != heads[0])
     for head in (*(("samples",) if wide else ()), "dense", "pruned", "change"):
         table.add_column(head, justify="right", no_wrap=True)
     return table

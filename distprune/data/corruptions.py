@@ -6,12 +6,15 @@ CIFAR-10-C for small images, of ImageNet-C for larger ones.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -97,7 +100,7 @@ class CorruptedSamples:
             told = f"{images.dtype}, {tuple(images.shape[1:])}" if isinstance(images, Tensor) else "none"
             raise ConfigError(
                 f"eval.corruptions: takes uint8 images with 1 or 3 channels, and data.eval_transforms give {told}; "
-                "leave out ToDtype and Normalize, which data.mean and data.std make needless, or the corruptions"
+                "leave out ConvertImageDtype and Normalize, as data.mean and data.std do the same, or the corruptions"
             )
         state = torch.get_rng_state()
         draws = [mix(self._seed, index) for _, index in tokens]
@@ -128,7 +131,14 @@ def _contrast(image: Tensor, factor: float) -> Tensor:
 
 
 def _jpeg(image: Tensor, quality: float) -> Tensor:
-    return cast(Tensor, F.jpeg(image, int(quality)))
+    """By Pillow, as in the paper: torchvision is about to give up its own."""
+    file = io.BytesIO()
+    Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()).save(
+        file, "JPEG", quality=int(quality)
+    )
+    with Image.open(file) as opened:
+        pixels = torch.from_numpy(np.array(opened))
+    return pixels[None] if len(image) == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
 _APPLY: dict[str, Callable[[Tensor, float], Tensor]] = {
