@@ -90,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--quantize", choices=["int8"], help="weights and activations in 8 bits; of onnx")
     export.add_argument("--calibration", type=int, default=512, metavar="N", help="samples for that (default 512)")
     export.add_argument("--out", metavar="DIR", help="folder (default: RUN_DIR/export/FORMAT)")
+    add(
+        "validate",
+        _validate,
+        "compare a run's dense and pruned model by set and by class",
+        takes="run",
+        of="a run folder",
+        epilog="With corrupted images too: distprune validate RUN eval.corruptions=true. See docs/validation.md.",
+    )
     sensitivity = add(
         "sensitivity",
         _sensitivity,
@@ -168,6 +176,12 @@ def _export(words: argparse.Namespace) -> int:
     except ExportError as error:
         print(f"distprune: {error}", file=sys.stderr)
         return 1
+
+
+def _validate(words: argparse.Namespace) -> int:
+    from distprune.analysis.validate import print_validation
+
+    return _answer(lambda: print_validation(words.config, words.overrides), words)
 
 
 def _sensitivity(words: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 
 from distprune.analysis.tables import print_summary
 from distprune.config import dump_config, load_config
@@ -34,6 +35,7 @@ from distprune.training.run_state import refuse_another_job
 from distprune.training.setup import Job, make_job
 from distprune.training.shrinking import ShrinkError
 from distprune.training.stopping import Stopped
+from distprune.training.validation import Figures, class_rows, top1s, validate
 
 # Every rank meets these at the same place.
 EXPECTED = (
@@ -148,6 +150,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
             _open(job, folder, checkpoint)
         final = job.trainer.fit()
         trainer = job.trainer
+        validation = _validate(job, folder)
         summary = summarize(
             job.model,
             job.pruner,
@@ -162,16 +165,22 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
                 "wall_s": trainer.wall_seconds,
                 "train_samples_per_s": trainer.step * trainer.batch_size / trainer.train_seconds,
                 "seed": job.config.run.seed,
+                **top1s(validation),
             },
         )
         write_tensors(folder, job.pruner, job.shrinking)
         if main_process:
             if not job.shrinking.removes and not kept_of(job.model):  # a config.json cannot tell widths that differ
                 write_transformer(folder, job.model, job.train.tokenizer)
+            folder.write_json(folder.validation.name, {"sets": validation})
+            folder.validation_so_far.unlink(missing_ok=True)
             folder.write_json("summary.json", summary)
         if job.config.tracking.wandb.artifacts and job.config.tracking.wandb.mode != "disabled":
             write_best(folder, job.run_state, job.shrinking, trainer.step)  # and nothing of the model after that
         if main_process:
+            columns, table = class_rows(validation)
+            if table:
+                job.trackers.table("validation/classes", columns, table)
             job.trackers.finish(summary)
             folder.write_status("done", trainer.step, trainer.step)
             print_summary(summary, folder.path)
@@ -192,6 +201,26 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
     except BaseException as error:
         _close_failed(job, folder, error)
         return 1
+
+
+def _validate(job: Job, folder: RunFolder) -> dict[str, Figures]:
+    """Compare the dense and the pruned model, without the sets that an earlier start has done."""
+    steps, digest, main_process = job.trainer.step, job.pruner.mask_digest, job.accelerator.is_main_process
+    (known,) = broadcast_object_list([folder.validated_before(steps, digest) if main_process else {}])
+
+    def keep(sets: dict[str, Figures]) -> None:
+        if main_process:
+            content = {"steps": steps, "mask_digest": digest, "sets": sets}
+            folder.write_json(folder.validation_so_far.name, content)
+
+    def look() -> None:
+        job.liveness.moves()
+        if (why := job.stopper.reason()) is not None:
+            raise Stopped(f"stopped by {why} at step {steps}, while the model was validated")
+
+    dense = job.tasks.dense()
+    job.liveness.moves()
+    return validate(dense, job.model, job.held_out, job.accelerator, look, known, keep)
 
 
 def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:

@@ -48,6 +48,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(figures)
     console.print("\nNext:", highlight=False)
     console.print(f"  distprune evaluate {folder}", soft_wrap=True, markup=False)
+    console.print(f"  distprune validate {folder}", soft_wrap=True, markup=False)
     removed = summary.get("params/dense", 0) > summary["params/total"]
     what = "the weights" if removed else "the weights, zeros in place,"
     console.print(f"  {what} are {folder / 'model.safetensors'}", soft_wrap=True, markup=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 from distprune.config.schema import (
     ALLOCATIONS,
     HF,
@@ -11,6 +14,7 @@ from distprune.config.schema import (
     CausalLM,
     Channels,
     Config,
+    CorruptionKind,
     Data,
     Length,
     Phase,
@@ -32,13 +36,26 @@ def combination_faults(config: Config) -> list[str]:
         faults.append("optimizer.nesterov: needs a momentum above 0; set optimizer.momentum")
     if config.run.device == "cpu" and config.run.precision == "fp16":
         faults.append("run.precision: fp16 needs a GPU; take bf16 or fp32 with run.device=cpu")
-    for name in {"top1", "loss", "samples", "perplexity"} & config.eval.sets.keys():
-        faults.append(f"eval.sets.{name}: eval/{name} is a figure of data.eval_split; choose another name")
+    faults += _set_faults(config)
     if config.train.accumulate > config.train.batch_size:
         faults.append(
             f"train.accumulate: {config.train.accumulate} micro-batches cannot share train.batch_size "
             f"{config.train.batch_size}; lower it"
         )
+    return faults
+
+
+def _set_faults(config: Config) -> list[str]:
+    faults = []
+    for name in config.eval.sets:
+        if name in ("top1", "loss", "samples", "perplexity"):
+            faults.append(f"eval.sets.{name}: eval/{name} is a figure of data.eval_split; choose another name")
+        elif name == "eval":
+            faults.append("eval.sets.eval: is the name of data.eval_split; choose another")
+        elif config.eval.corruptions and re.fullmatch(rf"({'|'.join(get_args(CorruptionKind))})-[1-3]", name):
+            faults.append(f"eval.sets.{name}: is the name of a set of eval.corruptions; choose another")
+    if config.eval.corruptions and not isinstance(config.data, Data):
+        faults.append("eval.corruptions: corrupts images, and data.task is of texts; leave it out")
     return faults
 
 

@@ -15,6 +15,7 @@ SCORES = ("magnitude", "taylor", "movement", "random")
 ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 SetName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 PhaseName = Literal["dense", "prune", "finetune"]
+CorruptionKind = Literal["noise", "blur", "brightness", "contrast", "jpeg"]
 HF = "hf:"
 """What the names of models of transformers begin with."""
 
@@ -473,6 +474,11 @@ class Eval(Section):
     """Samples per forward pass and rank."""
     sets: dict[SetName, str] = {}
     """More sets to evaluate on, by a name of your own, each a split as data.eval_split: {held_out: "train[45000:]"}."""
+    corruptions: Annotated[
+        Annotated[bool, Tag("(plain)")] | Annotated[list[CorruptionKind], Tag("(list)")], Discriminator(_arm_or_list)
+    ] = False
+    """At the end, also compare the dense and the pruned model on corrupted images of data.eval_split, each kind at 3
+    strengths: true for all kinds, or a list of noise, blur, brightness, contrast and jpeg."""
 
 
 class Checkpoint(Section):

@@ -44,6 +44,7 @@ class LabelledTexts:
         self, tokens: dict[str, Tensor], labels: Tensor, classes: list[str], tokenizer: Any, max_length: int
     ) -> None:
         self.labels = labels
+        self.classes = classes
         self.outputs = len(classes)
         self.tokenizer = tokenizer
         self._tokens = tokens
@@ -81,6 +82,7 @@ class Blocks:
     """
 
     labels = None
+    classes: tuple[str, ...] = ()
 
     def __init__(self, tokens: dict[str, Tensor], tokenizer: Any, length: int) -> None:
         self.outputs = len(tokenizer)

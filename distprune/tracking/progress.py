@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -70,6 +70,9 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line, above the other where there is one."""
         tqdm.write(text, file=sys.stderr)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Too much for a line."""
 
     def preempt(self) -> None:
         """Nothing to say; the caller prints how to go on."""

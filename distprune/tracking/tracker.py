@@ -43,6 +43,10 @@ class Tracker(Protocol):
         """Take histograms of the weights of layers."""
         ...
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Take a table of the end of a run."""
+        ...
+
     def preempt(self) -> None:
         """The run was stopped and will go on; `finish` follows."""
         ...
@@ -71,6 +75,11 @@ class Trackers:
         """Hand histograms to every tracker."""
         for tracker in self._trackers:
             tracker.log_histograms(step, layers)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Hand a table to every tracker."""
+        for tracker in self._trackers:
+            tracker.table(name, columns, rows)
 
     def preempt(self) -> None:
         """Tell every tracker that the run will go on."""
@@ -114,6 +123,9 @@ class JsonLines:
     def log_histograms(self, step: int, layers: Mapping[str, Histogram]) -> None:
         """Append one line."""
         self._histograms.append(histogram_line(step, layers))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Nothing to add to the figures of steps."""
 
     def preempt(self) -> None:
         """Nothing to say."""

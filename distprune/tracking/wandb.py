@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,14 @@ class WandbTracker:
         """Log the histograms of one step, unless W&B has them."""
         named = {f"{WEIGHTS}{name}": layer for name, layer in layers.items()}
         self._log({"trainer/step": step}, named, lambda: {name: _histogram(layer) for name, layer in named.items()})
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Put a table into the summary: in the history it would be a row without a step."""
+
+        def add() -> None:
+            self._run.summary[name] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+        self._try(add)
 
     def preempt(self) -> None:
         """Say that the run was stopped and will go on."""

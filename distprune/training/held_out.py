@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from accelerate import Accelerator
@@ -10,7 +10,8 @@ from torch import nn
 
 from distprune.config import Config
 from distprune.config.schema import Data
-from distprune.data import load_tokenizer
+from distprune.data import Batch, load_tokenizer
+from distprune.data.corruptions import corruptions
 from distprune.training.checks import check_labels
 from distprune.training.evaluation import EvalResult, evaluate
 from distprune.training.images import Images
@@ -40,9 +41,10 @@ class HeldOut:
 
     Attributes:
         split: `data.eval_split`.
+        classes: names of those of `train`.
 
     Raises:
-        ConfigError: a split cannot be read, or its classes are not those of `train`.
+        ConfigError: a split cannot be read, its classes are not those of `train`, or it cannot be corrupted.
     """
 
     def __init__(self, config: Config, train: Split, accelerator: Accelerator) -> None:
@@ -55,6 +57,18 @@ class HeldOut:
             more = open_split(config, split, accelerator)
             check_labels(train, more, f"eval.sets.{name}", split)
             self._sets[name] = more.eval_batches()
+        self.classes = train.classes
+        self._corrupted = {}
+        if config.eval.corruptions and isinstance(self.split, Images):
+            self.split.first_inputs()  # says what is wrong with transforms
+            for corruption in corruptions(config.eval.corruptions):
+                self._corrupted[corruption.name] = self.split.corrupted_batches(corruption)
+
+    def sets(self) -> Iterator[tuple[str, Callable[[], Iterator[Batch]]]]:
+        """Names and batches: eval, `eval.sets` and `eval.corruptions`."""
+        yield "eval", self._batches
+        yield from self._sets.items()
+        yield from self._corrupted.items()
 
     def evaluate(self, model: nn.Module, after_batch: Callable[[], None] = lambda: None) -> EvalResult:
         """Count on all ranks, see `evaluate`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from distprune.config import Config
 from distprune.config.schema import Data
 from distprune.data import Batch, ImageSamples, Inputs, Samples, load_images, normalize
+from distprune.data.corruptions import CorruptedSamples, Corruption
 from distprune.data.transforms import Transforms
 from distprune.errors import ConfigError, reason
 from distprune.training.splits import Split
@@ -24,7 +27,8 @@ class Images(Split):
         self._data = data
         self._images = load_images(data, split)
         self.labels = self._images.labels
-        self.outputs = len(self._images.classes)
+        self.classes = self._images.classes
+        self.outputs = len(self.classes)
         self._mean = torch.tensor(data.mean, device=accelerator.device)
         self._std = torch.tensor(data.std, device=accelerator.device)
         self._memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
@@ -47,6 +51,19 @@ class Images(Split):
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             remedy = "; Resize and CenterCrop make them equal" if "equal size" in reason(error) else ""
             raise ConfigError(f"{key}: fail on the first images: {reason(error)}{remedy}") from error
+
+    def corrupted_batches(self, corruption: Corruption) -> Callable[[], Iterator[Batch]]:
+        """As `eval_batches`, of corrupted images.
+
+        They are corrupted behind `data.eval_transforms`, at the size that the model sees, so that a strength means the
+        same whatever size they are stored at; and before they are normalised, as the pixels that a camera would give.
+
+        Raises:
+            ConfigError: the transforms do not give what can be corrupted.
+        """
+        samples = CorruptedSamples(self._samples(training=False), corruption, self._config.run.seed)
+        samples.batch(self._ends[:1])
+        return self._batches(samples)
 
     def _samples(self, training: bool) -> Samples:
         data, seed = self._data, self._config.run.seed

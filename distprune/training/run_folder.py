@@ -17,7 +17,10 @@ from torch import Tensor
 from distprune.training.folder import Folder
 
 State = Literal["running", "done", "preempted", "failed"]
-OF_ONE_RUN = ("metrics.jsonl", "histograms.jsonl", "wandb_id", "dense.safetensors", "best.safetensors", "stop")
+OF_ONE_RUN = (
+    "metrics.jsonl", "histograms.jsonl", "wandb_id", "dense.safetensors", "best.safetensors", "validation.json",
+    "validation-so-far.json", "stop",
+)  # fmt: skip
 
 
 class RunFolder(Folder):
@@ -71,6 +74,16 @@ class RunFolder(Folder):
         return self.path / "masks.safetensors"
 
     @property
+    def validation(self) -> Path:
+        """The dense and the pruned model side by side."""
+        return self.path / "validation.json"
+
+    @property
+    def validation_so_far(self) -> Path:
+        """The sets that are done, of a validation that is not."""
+        return self.path / "validation-so-far.json"
+
+    @property
     def heartbeats(self) -> Path:
         """See `distprune.training.liveness`."""
         return self.path / "heartbeats"
@@ -96,6 +109,12 @@ class RunFolder(Folder):
     def summary(self) -> dict[str, Any] | None:
         """The last word of a run that is done."""
         return self._read_json("summary.json")
+
+    def validated_before(self, steps: int, mask_digest: str) -> dict[str, Any]:
+        """Figures of sets, where a start before this one was stopped while it validated the same model."""
+        found = self._read_json(self.validation_so_far.name) or {}
+        same = (found.get("steps"), found.get("mask_digest")) == (steps, mask_digest)
+        return cast(dict[str, Any], found["sets"]) if same else {}
 
     def tracker_id(self) -> str | None:
         """The id of the run at Weights & Biases, once it has one."""

@@ -24,8 +24,8 @@ from distprune.training.shrinking import Shrinking
 # What may change between the starts of one run. All else decides what comes out of it.
 FREE = (
     "run.dir", "run.device", "run.compile", "run.log_every", "run.max_minutes", "checkpoint", "integrity", "tracking",
-    "eval.every", "eval.batch_size", "train.accumulate", "train.on_nonfinite", "data.path", "data.storage",
-    "data.cache_dir", "data.workers", "model.channels_last", "distill.sharded",
+    "eval.every", "eval.batch_size", "eval.corruptions", "train.accumulate", "train.on_nonfinite", "data.path",
+    "data.storage", "data.cache_dir", "data.workers", "model.channels_last", "distill.sharded",
 )  # fmt: skip
 
 

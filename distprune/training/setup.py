@@ -87,13 +87,12 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator) -> nn.Modu
     return model.to(memory_format=torch.channels_last) if config.model.channels_last else model
 
 
-def place_teacher(teacher: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
-    """Move a teacher to the device, sharded and compiled on request."""
-    assert config.distill is not None
-    teacher = shard(teacher, accelerator) if config.distill.sharded else place(teacher, config, accelerator)
+def place_frozen(model: nn.Module, config: Config, accelerator: Accelerator, sharded: bool) -> nn.Module:
+    """Move a model that is not trained to the device, sharded and compiled on request."""
+    model = shard(model, accelerator) if sharded else place(model, config, accelerator)
     if config.run.compile:
-        teacher.compile()
-    return teacher
+        model.compile()
+    return model
 
 
 def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
@@ -222,8 +221,24 @@ class Tasks:
             features if distill.features else None,
         )  # fmt: skip
 
+    def dense(self) -> nn.Module | None:
+        """The model before its first weight was pruned, ready to run; None where it was not kept. Called on all ranks.
+
+        It is the teacher, where that is one.
+        """
+        distill = self._config.distill
+        teacher = None if distill is None else distill.dense
+        if teacher in self._teachers:
+            return self._teachers[teacher][0]
+        (there,) = broadcast_object_list([self._folder.dense.exists()])
+        if not there:
+            return None
+        sharded = is_sharded(self._accelerator) if distill is None or teacher is None else distill.sharded
+        return place_frozen(self._from_dense(), self._config, self._accelerator, sharded)
+
     def _add(self, key: str, teacher: nn.Module) -> None:
-        placed = place_teacher(teacher, self._config, self._accelerator)
+        assert self._config.distill is not None
+        placed = place_frozen(teacher, self._config, self._accelerator, self._config.distill.sharded)
         self._teachers[key] = placed, teacher_taps(self._config.distill, key, placed)
 
     def _keep_dense(self, is_needed: bool) -> None:
@@ -257,6 +272,7 @@ class Job:
     pruner: MaskHolder
     model: nn.Module
     train: Split
+    held_out: HeldOut
     tasks: Tasks
     timetable: Timetable
     trackers: Trackers
@@ -339,8 +355,8 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         save_every=config.checkpoint.every, compare_every=config.integrity.every, seed=config.run.seed,
     )  # fmt: skip
     return Job(
-        config, accelerator, trainer, pruner, bare, train, tasks, timetable, trackers, run_state, recovery, shrinking,
-        stopper, liveness, permuted,
+        config, accelerator, trainer, pruner, bare, train, held_out, tasks, timetable, trackers, run_state, recovery,
+        shrinking, stopper, liveness, permuted,
     )  # fmt: skip
 
 

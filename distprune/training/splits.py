@@ -27,6 +27,7 @@ class Split(ABC):
     Attributes:
         labels: of the samples (int64, 1-D); None where tokens are foretold.
         outputs: how many a model must have: classes, or tokens.
+        classes: their names; none where tokens are foretold.
         what: its samples are called.
         tokenizer: of texts; None of images.
     """
@@ -34,6 +35,7 @@ class Split(ABC):
     what: str
     labels: Tensor | None
     outputs: int
+    classes: list[str]
     tokenizer: Any = None
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
@@ -92,11 +94,12 @@ class Split(ABC):
 
     def eval_batches(self, alone: bool = False) -> Callable[[], Iterator[Batch]]:
         """This rank's part of the split, as many batches on each rank, or `alone` all of it; anew at each call."""
+        return self._batches(self._samples(training=False), alone)
+
+    def _batches(self, samples: Samples, alone: bool = False) -> Callable[[], Iterator[Batch]]:
         config, ranks = self._config, self._accelerator
         rank, world_size = (0, 1) if alone else (ranks.process_index, ranks.num_processes)
-        loader = eval_loader(
-            self._samples(training=False), config.eval.batch_size, rank, world_size, config.data.workers, self._pin
-        )
+        loader = eval_loader(samples, config.eval.batch_size, rank, world_size, config.data.workers, self._pin)
         return lambda: self._ready(loader)
 
     @property

@@ -33,6 +33,7 @@ class Texts(Split):
         self._texts = load_texts(data, split, tokenizer)
         self.what = "blocks of tokens" if self._texts.labels is None else "texts"
         self.labels, self.outputs = self._texts.labels, self._texts.outputs
+        self.classes = list(self._texts.classes)
 
     def __len__(self) -> int:
         return len(self._texts)

@@ -395,6 +395,19 @@ ROUNDS = [
         ["prune.guard.set", "did you mean 'held'?"],
     ),
     ("set with the name of a figure", ["eval.sets={top1: test}"], ["eval.sets.top1", "another name"]),
+    ("set with the name of the split", ["eval.sets={eval: test}"], ["eval.sets.eval", "data.eval_split"]),
+    (
+        "set with the name of a corruption",
+        ["eval.sets={noise-1: test}", "eval.corruptions=[jpeg]"],
+        ["eval.sets.noise-1", "eval.corruptions"],
+    ),
+    ("unknown corruption", ["eval.corruptions=[fog]"], ["eval.corruptions.0", "'noise', 'blur'", "'fog'"]),
+    ("word for corruptions", ["eval.corruptions=all"], ["eval.corruptions", "boolean", "'all'"]),
+    (
+        "corruption of what are no pixels",
+        ["eval.corruptions=true", "data.eval_transforms=[ConvertImageDtype]"],
+        ["eval.corruptions", "torch.float32", "ConvertImageDtype"],
+    ),
     ("set whose name is no name", ["eval.sets={a/b: test}"], ["eval.sets.a/b", "pattern"]),
     ("set that is not there", ["eval.sets={held: 'validation[:10]'}"], ["'validation"]),
     (
@@ -453,6 +466,7 @@ TRANSFORMERS = [
     ),
     ("no tokens at all", [*TEXTS, "data.max_length=0"], ["data.max_length", "greater than or equal to 1"]),
     ("blocks of one token", [*TOKENS, "data.max_length=1"], ["data.max_length", "at least"]),
+    ("corruptions of texts", [*TEXTS, "eval.corruptions=true"], ["eval.corruptions", "texts"]),
     ("memory format of texts", [*TEXTS, "model.channels_last=true"], ["model.channels_last", "images"]),
     (
         "images for a model of texts",

@@ -173,7 +173,7 @@ def soak(kills: int, processes: int, seed: int, folder: Path, overrides: Sequenc
 
 def compare(folder: Path, name: str) -> list[str]:
     """What of a run is not as it is in the one that was left alone."""
-    kinds = ("weights", "masks", "histograms", "figures")
+    kinds = ("weights", "masks", "histograms", "validation", "figures")
     pairs = zip(kinds, whole(folder / name), whole(folder / "undisturbed"), strict=True)
     unequal = [f"{name} has other {what}" for what, ours, theirs in pairs if ours != theirs]
     print(f"{name} is done: {'; '.join(unequal) or 'equal to the byte'}", flush=True)

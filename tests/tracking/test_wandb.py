@@ -177,6 +177,18 @@ def test_aliases_name_the_sparsity(sparsity, alias):
     assert sparsity_alias(sparsity) == f"sparsity-{alias}"
 
 
+def test_accuracy_by_class_is_a_table_of_the_summary(folder, records):
+    summary = {}
+    for record in records:
+        if record.HasField("summary"):
+            summary |= read_items(record.summary.update)
+    (path,) = folder.glob(f"wandb/offline-run-*/files/{summary['validation/classes']['path']}")
+    (classes,) = (found["classes"] for found in read_json(folder / "validation.json")["sets"].values())
+    table = read_json(path)
+    assert table["columns"] == ["set", "class", "samples", "dense", "pruned"]
+    assert table["data"] == [["eval", *(one[k] for k in ("name", "samples", "dense", "pruned"))] for one in classes]
+
+
 @pytest.fixture
 def start_offline(tmp_path):
     """Start a job in tmp_path/run in one process, W&B offline."""

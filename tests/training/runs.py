@@ -36,9 +36,9 @@ def command(processes, *overrides, launcher="cpu", program=("-m", "distprune.tra
 
 
 def whole(folder):
-    """What must not depend on stops: weights, masks, histograms, and every logged figure but times."""
+    """What must not depend on stops: weights, masks, histograms, validation, and every logged figure but times."""
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(folder)]
-    files = ("model.safetensors", "masks.safetensors", "histograms.jsonl")
+    files = ("model.safetensors", "masks.safetensors", "histograms.jsonl", "validation.json")
     return *((folder / name).read_bytes() for name in files), rows
 
 
