@@ -48,10 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         takes: str = "config",
         of: str = "a YAML file, see configs/",
         epilog: str | None = None,
+        more: dict[str, Any] = OVERRIDES,
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, epilog=epilog)
         command.add_argument("config", metavar=takes, help=of)
-        command.add_argument("overrides", **OVERRIDES)
+        command.add_argument("overrides", **more)
         command.set_defaults(run=run, parser=command)
         return command
 
@@ -63,6 +64,18 @@ def _parser() -> argparse.ArgumentParser:
         "count the accuracy of a run's weights, or a configuration's",
         takes="target",
         of="a run folder, or a YAML file whose model.weights are evaluated",
+    )
+    report = add(
+        "report",
+        _report,
+        "show a run, or several beside each other, on a page of HTML",
+        takes="RUN_DIR",
+        of="a run folder",
+        epilog="See docs/report.md.",
+        more={"nargs": "*", "metavar": "RUN_DIR", "help": "more runs, to compare"},
+    )
+    report.add_argument(
+        "--out", metavar="FILE", help="the page (default: RUN_DIR/report.html; of several ./report.html)"
     )
     sensitivity = add(
         "sensitivity",
@@ -118,6 +131,12 @@ def _evaluate(words: argparse.Namespace) -> int:
     from distprune.analysis.evaluate import print_evaluation
 
     return _answer(lambda: print_evaluation(words.config, words.overrides), words)
+
+
+def _report(words: argparse.Namespace) -> int:
+    from distprune.report.page import print_report
+
+    return _answer(lambda: print_report([words.config, *words.overrides], words.out), words)
 
 
 def _sensitivity(words: argparse.Namespace) -> int:

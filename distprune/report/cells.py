@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from distprune.report.parts import Cell, Column
 
+SMALL_DROP = 0.1
+"""Points of accuracy that are called none."""
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -19,7 +21,7 @@ def text(value: object) -> Cell:
 
 def number(value: float | None, form: str = ",d", unit: str = "", share: float | None = None) -> Cell:
     """A number; a dash where it is not known."""
-    return Cell("–", None) if value is None else Cell(f"{value:{form}}{unit}", value, share)
+    return Cell("-", None) if value is None else Cell(f"{value:{form}}{unit}", value, share)
 
 
 def percent(value: float | None) -> Cell:
@@ -29,7 +31,12 @@ def percent(value: float | None) -> Cell:
 
 def points(value: float | None, share: float | None = None) -> Cell:
     """Percentage points."""
-    return number(value, "+.2f", "", share)
+    return number(None if value is None else plain(value), "+.2f", "", share)
+
+
+def plain(value: float) -> float:
+    """Without a sign where two decimals are 0."""
+    return value if round(value, 2) else 0.0
 
 
 def difference(now: float | None, before: float | None) -> float | None:
@@ -40,22 +47,22 @@ def difference(now: float | None, before: float | None) -> float | None:
 def accuracy(now: float | None, dense: float | None) -> str:
     """In percent, before and after."""
     if now is None:
-        return "–"
-    return f"{now:.2f} %" if dense is None else f"{dense:.2f} → {now:.2f} %"
+        return "-"
+    return f"{now:.2f}\u00a0%" if dense is None else f"{dense:.2f} → {now:.2f}\u00a0%"
 
 
 def size(count: float) -> str:
     """Bytes in decimal units."""
     for unit in UNITS[:-1]:
         if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+            return f"{count:.0f}\u00a0B" if unit == "B" else f"{count:.3g}\u00a0{unit}"
         count /= 1000
-    return f"{count:.3g} {UNITS[-1]}"
+    return f"{count:.3g}\u00a0{UNITS[-1]}"
 
 
 def many(count: float) -> str:
     """A large count in few digits."""
-    for factor, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
+    for factor, unit in ((1e12, "\u00a0T"), (1e9, "\u00a0G"), (1e6, "\u00a0M")):
         if abs(count) >= factor:
             return f"{count / factor:.3g}{unit}"
     return f"{count:,.0f}"

@@ -41,6 +41,7 @@ def _curve(runs: list[Run]) -> Item:
         f"Accuracy and sparsity: {told}.",
         figures.dots(rows, "sparsity", "top-1 %", level),
         figures.keys([run.name for run in runs]),
+        wide=True,
         note="A line joins runs of one model and pattern." + ("" if level is None else " Dotted: the dense model."),
     )
 
@@ -53,7 +54,12 @@ def _at(run: Run) -> str:
 def _results(runs: list[Run]) -> Item:
     has_channels = any(run.has_channels for run in runs)
     columns = [column("run"), Column("sparsity"), Column("dense"), Column("pruned"), Column("difference")]
-    columns += [Column("nonzero parameters"), *([Column("MACs left")] if has_channels else []), Column("steps"), Column("s")]
+    columns += [
+        Column("nonzero parameters"),
+        *([Column("MACs left")] if has_channels else []),
+        Column("steps"),
+        Column("s"),
+    ]
     rows = []
     for run in runs:
         summary = run.summary
@@ -93,11 +99,11 @@ def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _courses(runs: list[Run]) -> list[Item]:
-    names = [run.name for run in runs]
+    names, end = [run.name for run in runs], max(run.end for run in runs)
     items: list[Item] = []
     for title, figure, y, number_format, domain in (
         ("Sparsity", "prune/sparsity", "sparsity", ".0%", (0.0, 1.0)),
@@ -114,7 +120,7 @@ def _courses(runs: list[Run]) -> list[Item]:
             Figure(
                 f"{title} by run",
                 f"{title} at the end: {ends}.",
-                figures.lines(series, y, number=number_format, domain=bounds),
+                figures.lines(series, y, number=number_format, end=end, domain=bounds, far=y == "loss"),
                 figures.keys(names),
             )
         )

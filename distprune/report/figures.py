@@ -17,6 +17,7 @@ COLOURS = 8
 LONGEST_LABEL = 22
 HEIGHT, SMALL_HEIGHT = 220, 110
 WIDE_RANGE = 30
+AUTOSIZE = {"type": "fit-x", "contains": "padding"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Series:
     dashed: bool = False
     dots: bool = False
     stepped: bool = False
+    faint: bool = False
 
 
 def keys(labels: Sequence[str], dashed: Sequence[str] = ()) -> tuple[Key, ...]:
@@ -40,32 +42,42 @@ def lines(
     y: str,
     *,
     number: str = ",.4~g",
+    end: float,
     domain: tuple[float, float] | None = None,
+    far: bool = False,
     level: tuple[float, str] | None = None,
     shaded: tuple[float, float] | None = None,
 ) -> Spec:
-    """Values by step. What ranges far is drawn on a logarithmic scale.
+    """Values by step.
 
     Args:
         series: coloured in their order.
         y: title of the axis.
+        end: the last step of the axis.
         number: a format of d3 for values.
         domain: least and greatest value that is drawn; all values if None.
+        far: whether values may be drawn on a logarithmic scale, if they range far.
         level: a value and its name, drawn as a line across.
         shaded: from and to which step the ground is shaded.
     """
     values = [value for one in series for _, value in one.points if value is not None]
-    logarithmic = domain is None and bool(values) and min(values) > 0 and max(values) > WIDE_RANGE * min(values)
-    scale: Spec = {"type": "log"} if logarithmic else {"zero": domain is None}
-    if domain is not None:
-        scale |= {"domain": list(domain), "nice": False}
+    scale: Spec = {"zero": True} if domain is None else {"zero": False, "domain": list(domain), "nice": False}
+    axis: Spec = {"format": number, "tickCount": 5}
+    if far and values and min(values) > 0 and max(values) > WIDE_RANGE * min(values):
+        decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+        scale = {"type": "log", "domain": [10.0 ** decades[0], 10.0 ** decades[-1]]}
+        axis = {"format": "~g", "values": [10.0**power for power in decades]}
     labels = [one.label for one in series]
     rows = [
-        {"x": step, "y": value, "s": one.label, "d": one.dots}
-        for one in series
-        for step, value in thinned(one.points)
+        {"x": step, "y": value, "s": one.label, "d": one.dots} for one in series for step, value in thinned(one.points)
     ]
-    x = {"field": "x", "type": "quantitative", "title": "step", "scale": {"nice": False, "zero": False}}
+    x = {
+        "field": "x",
+        "type": "quantitative",
+        "title": "step",
+        "axis": {"tickCount": 6},
+        "scale": {"domain": [0, end], "nice": False},
+    }
     colour = _colour(labels)
     tooltip = [
         {"field": "s", "type": "nominal", "title": " "},
@@ -99,7 +111,8 @@ def lines(
                 "mark": {
                     "type": "line",
                     "clip": True,
-                    "strokeWidth": 1.75,
+                    "strokeWidth": 1 if one.faint else 1.75,
+                    "opacity": 0.45 if one.faint else 1,
                     "interpolate": "step-after" if one.stepped else "linear",
                     **({"strokeDash": [5, 4]} if one.dashed else {}),
                 },
@@ -124,9 +137,10 @@ def lines(
     )
     return {
         "width": "container",
+        "autosize": AUTOSIZE,
         "height": HEIGHT,
         "data": {"values": rows},
-        "encoding": {"y": {"scale": scale, "title": y, "axis": {"format": number, "tickCount": 5}}},
+        "encoding": {"y": {"scale": scale, "title": y, "axis": axis}},
         "layer": layers,
     }
 
@@ -134,9 +148,8 @@ def lines(
 def heat_map(layers: Mapping[str, Points]) -> Spec:
     """The sparsity of each layer at each update, as shades from none (0) to full (1)."""
     steps = sorted({step for points in layers.values() for step, _ in points})
-    steps = [steps[round(i * (len(steps) - 1) / (MOST_COLUMNS - 1))] for i in range(MOST_COLUMNS)][
-        : MOST_COLUMNS
-    ] if len(steps) > MOST_COLUMNS else steps
+    if len(steps) > MOST_COLUMNS:
+        steps = [steps[round(i * (len(steps) - 1) / (MOST_COLUMNS - 1))] for i in range(MOST_COLUMNS)]
     by_step = [dict(points) for points in layers.values()]
     width = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) or 1
     rows = [
@@ -149,7 +162,8 @@ def heat_map(layers: Mapping[str, Points]) -> Spec:
     ]
     return {
         "width": "container",
-        "height": {"step": max(3, min(18, 900 // len(layers)))},
+        "autosize": AUTOSIZE,
+        "height": len(layers) * max(3, min(18, 900 // len(layers))),
         "data": {"values": rows},
         "transform": [
             {"fold": [row["key"] for row in names], "as": ["key", "sparsity"]},
@@ -157,7 +171,13 @@ def heat_map(layers: Mapping[str, Points]) -> Spec:
         ],
         "mark": {"type": "rect", "color": "var(--heat)"},
         "encoding": {
-            "x": {"field": "x", "type": "quantitative", "title": "step", "scale": {"nice": False, "zero": False}},
+            "x": {
+                "field": "x",
+                "type": "quantitative",
+                "title": "step",
+                "axis": {"tickCount": 8, "grid": False},
+                "scale": {"nice": False, "zero": False},
+            },
             "x2": {"field": "x2"},
             "y": {
                 "field": "label",
@@ -187,6 +207,7 @@ def histogram(found: Histogram) -> Spec:
     x = {"field": "x", "type": "quantitative", "bin": "binned", "title": None, "axis": {"tickCount": 3, "grid": False}}
     return {
         "width": "container",
+        "autosize": AUTOSIZE,
         "height": SMALL_HEIGHT,
         "data": {"values": rows},
         "mark": {"type": "bar", "opacity": 0.65, "binSpacing": 0, "strokeWidth": 0},
@@ -198,6 +219,7 @@ def histogram(found: Histogram) -> Spec:
                 "type": "quantitative",
                 "stack": None,
                 "title": None,
+                "scale": {"type": "sqrt"},
                 "axis": {"tickCount": 3, "format": "~s"},
             },
             "color": _colour(["before", "after"]),
@@ -241,7 +263,9 @@ def bars(rows: Sequence[Mapping[str, Any]], x: str, *, number: str = ",.4~g") ->
         },
         "tooltip": tooltip,
     }
-    layers: list[Spec] = [{"mark": {"type": "bar", "color": "var(--c0)", "height": {"band": 0.7}}, "encoding": encoding}]
+    layers: list[Spec] = [
+        {"mark": {"type": "bar", "color": "var(--c0)", "height": {"band": 0.7}}, "encoding": encoding}
+    ]
     if any(row.get("low") is not None for row in rows):
         tooltip += [
             {"field": edge, "type": "quantitative", "title": edge, "format": number} for edge in ("low", "high")
@@ -260,7 +284,8 @@ def bars(rows: Sequence[Mapping[str, Any]], x: str, *, number: str = ",.4~g") ->
     )
     return {
         "width": "container",
-        "height": {"step": 24},
+        "autosize": AUTOSIZE,
+        "height": 24 * len(rows),
         "data": {"values": values},
         "encoding": {"y": y},
         "layer": layers,
@@ -308,7 +333,7 @@ def dots(rows: Sequence[Mapping[str, Any]], x: str, y: str, level: float | None 
             "encoding": {**place, "detail": {"field": "group", "type": "nominal"}},
         },
         {
-            "mark": {"type": "point", "filled": True, "size": 90},
+            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
             "encoding": {
                 **place,
                 "color": _colour([row["name"] for row in rows], field="name"),
@@ -320,17 +345,24 @@ def dots(rows: Sequence[Mapping[str, Any]], x: str, y: str, level: float | None 
             },
         },
     ]
-    return {"width": "container", "height": HEIGHT + 40, "data": {"values": list(rows)}, "layer": layers}
+    return {
+        "width": "container",
+        "autosize": AUTOSIZE,
+        "height": HEIGHT + 40,
+        "data": {"values": list(rows)},
+        "layer": layers,
+    }
 
 
 def attempts(rounds: Sequence[Mapping[str, Any]], level: float | None) -> Spec:
-    """Accuracy against sparsity of every attempt at a round, in order; those that were rolled back are hollow.
+    """Accuracy against the share that is left after every attempt at a round; hollow: rolled back.
 
     Args:
         rounds: each with round, sparsity, top1, drop, accepted.
         level: accuracy of the dense model.
     """
-    rows = [dict(outcome, attempt=i + 1) for i, outcome in enumerate(rounds)]
+    rows = [dict(outcome, attempt=i + 1, left=1 - outcome["sparsity"]) for i, outcome in enumerate(rounds)]
+    ticks = [digit * 10.0**-power for power in range(6, 0, -1) for digit in (1, 2, 5)] + [1.0]
     found = [row["top1"] for row in rows] + ([] if level is None else [level])
     y = {
         "field": "top1",
@@ -353,11 +385,11 @@ def attempts(rounds: Sequence[Mapping[str, Any]], level: float | None) -> Spec:
             "mark": {"type": "point", "size": 70, "strokeWidth": 2},
             "encoding": {
                 "x": {
-                    "field": "sparsity",
+                    "field": "left",
                     "type": "quantitative",
-                    "title": "sparsity",
-                    "axis": {"format": "~%", "tickCount": 5},
-                    "scale": {"zero": False, "padding": 12},
+                    "title": "left of what can be pruned",
+                    "axis": {"format": "~%", "values": ticks},
+                    "scale": {"type": "log", "reverse": True, "padding": 12},
                 },
                 "y": y,
                 "stroke": {"condition": {"test": "datum.accepted", "value": "var(--c0)"}, "value": "var(--c1)"},
@@ -372,7 +404,7 @@ def attempts(rounds: Sequence[Mapping[str, Any]], level: float | None) -> Spec:
             },
         }
     )
-    return {"width": "container", "height": HEIGHT, "data": {"values": rows}, "layer": layers}
+    return {"width": "container", "autosize": AUTOSIZE, "height": HEIGHT, "data": {"values": rows}, "layer": layers}
 
 
 def thinned(points: Points) -> Points:

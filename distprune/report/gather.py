@@ -63,6 +63,11 @@ class Run:
         return "prune/budget" in self.summary
 
     @property
+    def end(self) -> float:
+        """The last step that was logged."""
+        return float(max((row["trainer/step"] for row in self.rows), default=1))
+
+    @property
     def pruning(self) -> tuple[float, float] | None:
         """The steps of the first and of the last update that pruned something."""
         steps = [row["trainer/step"] for row in self.rows if row.get("prune/newly_pruned")]

@@ -7,7 +7,7 @@ const AXIS = {
 };
 const CONFIG = {
   background: null, font: FONT, axis: AXIS, view: { stroke: null }, text: { fontSize: 11 },
-  autosize: { type: "fit-x", contains: "padding" }, aria: false,
+  aria: false,
 };
 
 async function draw(plot) {

@@ -88,6 +88,4 @@ def render(content: Page) -> str:
 
 def _lots(items: Sequence[Item]) -> list[tuple[bool, list[Any]]]:
     """Items, small figures that follow each other together."""
-    return [
-        (small, list(lot)) for small, lot in groupby(items, lambda item: isinstance(item, Figure) and item.small)
-    ]
+    return [(small, list(lot)) for small, lot in groupby(items, lambda item: isinstance(item, Figure) and item.small)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -32,7 +33,8 @@ class Figure:
         keys: its legend.
         note: below it.
         scale: words at both ends of a scale of shades, if it has one.
-        small: whether several stand beside each other.
+        small: whether many stand beside each other.
+        wide: whether it takes all of the width.
     """
 
     kind: ClassVar[str] = "figure"
@@ -43,6 +45,7 @@ class Figure:
     note: str = ""
     scale: tuple[str, str] | None = None
     small: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, which readers may sort by any column."""
+    """Rows of cells, which readers may sort by any column. One that is not `wide` stands beside a figure."""
 
     kind: ClassVar[str] = "table"
     title: str
     columns: tuple[Column, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     note: str = ""
+    wide: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,12 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Words:
-    """A paragraph; `command` is what to type."""
+    """A paragraph; `command` is what to type, `keys` the legend of what follows."""
 
     kind: ClassVar[str] = "words"
     text: str
     command: str = ""
+    keys: tuple[Key, ...] = ()
 
 
 Item = Figure | Table | Kernels | Words
@@ -98,7 +103,6 @@ Item = Figure | Table | Kernels | Words
 
 @dataclass(frozen=True)
 class Section:
-
     title: str
     items: list[Item]
 

@@ -77,7 +77,7 @@ def logged_histograms(path: Path) -> dict[str, Histogram]:
 
 
 def counted_histograms(dense: Path, pruned: Path, layers: Sequence[str]) -> dict[str, Histogram]:
-    """Counted in two files of weights, for parameters or modules named `layers`, or some of them where they are many."""
+    """Counted in two files of weights, for parameters or modules named `layers`; for some where they are many."""
     found = {}
     with safe_open(dense, "pt") as before, safe_open(pruned, "pt") as after:
         names = set(before.keys()) & set(after.keys())
