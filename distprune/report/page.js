@@ -13,9 +13,11 @@ const CONFIG = {
 async function draw(plot) {
   if (plot.dataset.state) return;
   plot.dataset.state = "begun";
+  const inner = document.createElement("div");  // Vega names what it draws into, and the plot has its name
+  plot.append(inner);
   const spec = JSON.parse(document.getElementById(plot.dataset.spec).textContent);
   try {
-    await vegaEmbed(plot, spec, { mode: "vega-lite", renderer: "svg", actions: false, config: CONFIG, tooltip: { theme: "page" } });
+    await vegaEmbed(inner, spec, { mode: "vega-lite", renderer: "svg", actions: false, config: CONFIG, tooltip: { theme: "page" } });
     plot.dataset.state = "drawn";
   } catch (error) {
     plot.dataset.state = "failed";

@@ -83,7 +83,7 @@ def counted_histograms(dense: Path, pruned: Path, layers: Sequence[str]) -> dict
         names = set(before.keys()) & set(after.keys())
         tensors = {layer: name for layer in layers for name in (layer, f"{layer}.weight") if name in names}
         for layer in _some(list(tensors), SHOWN_LAYERS):
-            old, new = before.get_tensor(tensors[layer]).float(), after.get_tensor(tensors[layer]).float()
+            old, new = (file.get_tensor(tensors[layer]).double() for file in (before, after))
             limit = float(old.abs().max())
             if limit > 0:
                 gone = old.numel() - new.numel()

@@ -82,3 +82,15 @@ def add_histograms(folder, layers):
         for step, left in ((660, 40), (670, 30), (1100, 7))
     ]
     (folder / "histograms.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def add_rounds(folder):
+    """Attempts at rounds, two of which were rolled back, in the summary."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    accepted = (True, True, False, True, False)
+    summary["prune/rounds"] = [
+        {"round": i + 1, "sparsity": 1 - 0.6 ** (i + 1), "top1": 99.0 - i, "drop": 0.4 + i, "accepted": yes}
+        for i, yes in enumerate(accepted)
+    ]
+    summary["prune/guard"] = {"max_drop": 1.0, "min_step": 0.1, "set": None}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
