@@ -110,7 +110,15 @@ def _courses(runs: list[Run]) -> list[Item]:
         ("Accuracy on the evaluation split", "eval/top1", "top-1 %", ".2f", None),
         ("Training loss", "train/loss", "loss", ",.4~g", None),
     ):
-        series = [Series(run.name, run.points(figure), dots=figure == "eval/top1") for run in runs]
+        is_held = figure == "prune/sparsity"
+        series = [
+            Series(
+                run.name,
+                run.held(figure, run.summary[figure]) if is_held else run.points(figure),
+                dots=figure == "eval/top1",
+            )
+            for run in runs
+        ]
         values = [value for one in series for _, value in one.points if value is not None]
         if not values:
             continue

@@ -79,8 +79,8 @@ def channels(run: Run) -> Iterator[Item]:
         ("multiply-accumulates", "macs/left", "macs/dense"),
         ("parameters", "params/left", "params/dense"),
     ):
-        whole = summary[dense]
-        found = [(step, None if value is None else value / whole) for step, value in run.points(figure)]
+        whole, left = summary[dense], run.held(figure, last(run.points(figure)))
+        found = [(step, None if value is None else value / whole) for step, value in left]
         series += [Series(label, found, dots=len(found) < FEW_UPDATES)] if found else []
     if series:
         ends = ", ".join(f"{last(one.points):.1%} of the {one.label}" for one in series)
@@ -115,11 +115,9 @@ def channels(run: Run) -> Iterator[Item]:
 
 
 def _sparsity(run: Run) -> Iterator[Item]:
-    reached = run.points("prune/sparsity")
+    asked, reached = (run.held(name, run.summary[name]) for name in ("prune/target_sparsity", "prune/sparsity"))
     if not reached:
         return
-    reached = [*reached, (run.end, run.summary["prune/sparsity"])]
-    asked = [*run.points("prune/target_sparsity"), (run.end, run.summary["prune/target_sparsity"])]
     series = [
         Series("asked", asked, dashed=True, stepped=True),
         Series("reached", reached, dots=len(reached) < FEW_UPDATES),

@@ -53,6 +53,11 @@ class Run:
         """Step and value wherever `figure` was logged."""
         return [(row["trainer/step"], row[figure]) for row in self.rows if figure in row]
 
+    def held(self, figure: str, final: float | None) -> Points:
+        """The same for a figure that is logged when it changes, and is `final` to the end."""
+        found = self.points(figure)
+        return [*found, (self.end, final)] if found else []
+
     def figures(self, prefix: str) -> list[str]:
         """Names of the logged figures that begin so, in the order they came up."""
         return list(dict.fromkeys(name for row in self.rows for name in row if name.startswith(prefix)))

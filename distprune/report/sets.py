@@ -51,6 +51,9 @@ def evaluation_sets(run: Run) -> Iterator[Item]:
         ],
         note="Lost: the dense model was right and the pruned one is wrong. Gained: the reverse.",
     )
+    if run.config["data"]["task"] == "images" and len(plain) == len(sets):
+        command = shlex.join(["distprune", "validate", str(run.path), "eval.corruptions=true"])
+        yield Words("Corrupted images are evaluated by", command)
     yield from _corruptions(sets)
     yield from _classes(plain)
 

@@ -108,6 +108,19 @@ def test_what_was_measured_is_shown(full, tmp_path, capsys):
     assert "distprune validate" not in shown
 
 
+def test_corruptions_that_were_left_out_are_named_with_their_command(copied):
+    add_validation(copied)
+    found = read_json(copied / "validation.json")
+    found["sets"] = {"eval": found["sets"]["eval"] | {"dense": None, "agree": None, "lost": None, "gained": None}}
+    for one in found["sets"]["eval"]["classes"]:
+        one["dense"] = None
+    (copied / "validation.json").write_text(json.dumps(found), encoding="utf-8")
+    assert report(copied) == 0
+    shown = text(copied / "report.html")
+    assert f"distprune validate {copied} eval.corruptions=true" in shown
+    assert "Points lost by class" not in shown
+
+
 def test_classes_stand_by_what_they_lost(full):
     assert report(full) == 0
     (classes,) = (

@@ -11,7 +11,7 @@ import pytest
 
 from distprune.tracking.wandb import _is_reachable
 from distprune.tracking.wandb_file import read_items, read_records
-from tests.jobs import DIGITS, SHORT, read_json, read_rows
+from tests.jobs import DIGITS, SHORT, own_cache, read_json, read_rows
 from tests.tracking.files import all_steps, segments, steps
 from tests.training.runs import Starter, descendants, kill, reached, when
 
@@ -79,7 +79,7 @@ def test_the_summary_is_there(folder, records):
 @pytest.fixture
 def start_offline(tmp_path):
     """Start a job in tmp_path/run in one process, W&B offline."""
-    start = Starter(tmp_path, {**os.environ, "WANDB_MODE": "offline", "DISTPRUNE_CACHE": str(tmp_path / "cache")})
+    start = Starter(tmp_path, {**os.environ, "WANDB_MODE": "offline", "DISTPRUNE_CACHE": own_cache(tmp_path)})
     return lambda *words, **how: start(0, "run.dir=run", "tracking.wandb.mode=auto", *words, **how)
 
 
