@@ -123,8 +123,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     """The text of docs/gallery.md."""
     parts = [
         "# Gallery\n",
-        "Three short runs on two CPU cores, made by `benchmarks/gallery.py` with real data; they show what a run leaves, "
-        "not how good it gets.\nFigures: `benchmarks/results/gallery.json`.\n",
+        "Three short runs on two CPU cores, made by `benchmarks/gallery.py` with real data; they show what a run "
+        "leaves, not how good it gets.\nFigures: `benchmarks/results/gallery.json`.\n",
     ]
     for name, done in found.items():
         parts.append(f"## {done['title']}\n")
@@ -133,8 +133,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             f"{done['eval/top1']:.2f} %.\n"
         )
         rows = [
-            f"| {form} | {figures['top1']:.2f} | {figures['bytes']:,} | {figures['bytes'] / figures['dense_bytes']:.3f} "
-            f"| {figures['max_difference'] / max(1, figures['largest']):.1e} | {100 * figures['agree']:.2f} |"
+            f"| {form} | {figures['top1']:.2f} | {figures['bytes']:,} "
+            f"| {figures['bytes'] / figures['dense_bytes']:.3f} | {figures['max_difference'] / max(1, figures['largest']):.1e} | {100 * figures['agree']:.2f} |"
             for form, figures in done["exports"].items()
         ]
         head = [

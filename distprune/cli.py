@@ -48,10 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         takes: str = "config",
         of: str = "a YAML file, see configs/",
         epilog: str | None = None,
+        more: dict[str, Any] = OVERRIDES,
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, epilog=epilog)
         command.add_argument("config", metavar=takes, help=of)
-        command.add_argument("overrides", **OVERRIDES)
+        command.add_argument("overrides", **more)
         command.set_defaults(run=run, parser=command)
         return command
 
@@ -97,6 +98,18 @@ def _parser() -> argparse.ArgumentParser:
         takes="run",
         of="a run folder",
         epilog="With corrupted images too: distprune validate RUN eval.corruptions=true. See docs/validation.md.",
+    )
+    report = add(
+        "report",
+        _report,
+        "show a run, or several beside each other, on a page of HTML",
+        takes="RUN_DIR",
+        of="a run folder",
+        epilog="See docs/report.md.",
+        more={"nargs": "*", "metavar": "RUN_DIR", "help": "more runs, to compare"},
+    )
+    report.add_argument(
+        "--out", metavar="FILE", help="the page (default: RUN_DIR/report.html; of several ./report.html)"
     )
     sensitivity = add(
         "sensitivity",
@@ -182,6 +195,12 @@ def _validate(words: argparse.Namespace) -> int:
     from distprune.analysis.validate import print_validation
 
     return _answer(lambda: print_validation(words.config, words.overrides), words)
+
+
+def _report(words: argparse.Namespace) -> int:
+    from distprune.report.page import print_report
+
+    return _answer(lambda: print_report([words.config, *words.overrides], words.out), words)
 
 
 def _sensitivity(words: argparse.Namespace) -> int:

@@ -183,7 +183,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
                 job.trackers.table("validation/classes", columns, table)
             job.trackers.finish(summary)
             folder.write_status("done", trainer.step, trainer.step)
-            print_summary(summary, folder.path)
+            print_summary(summary, folder.path, _report_of(folder))
         logger.info("done")
         return 0
     except Stopped as stop:
@@ -263,6 +263,20 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
             logger.info(f"input channels of {name} stay in their order: {why}")
     for warning in job.timetable.pruning.warnings:
         logger.warning(warning)
+
+
+def _report_of(folder: RunFolder) -> Path | None:
+    """Write the report of a run that is done; None where it cannot be, which the run does not fail for."""
+    try:
+        from distprune.report.page import write_report
+
+        return write_report([str(folder.path)])
+    except Exception as error:
+        logger.warning(
+            f"the report could not be written: {reason(error)}; `distprune report {folder.path}` tries again",
+            exc_info=not isinstance(error, ConfigError),
+        )
+        return None
 
 
 def _what_is_pruned(pruner: MaskHolder) -> str:

@@ -20,3 +20,14 @@ def read_json(path):
 
 def read_rows(folder, name="metrics.jsonl"):
     return [json.loads(line) for line in (Path(folder) / name).read_text(encoding="utf-8").splitlines()]
+
+
+def own_cache(folder):
+    """A cache for processes of one test, with nothing in it but the script of reports, which takes a second to make."""
+    from distprune.report.bundle import kept_at, vega
+
+    vega()
+    folder = Path(folder) / "cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / kept_at().name).symlink_to(kept_at())
+    return str(folder)

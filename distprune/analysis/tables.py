@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    """Print what a person wants to know at the end of a run: accuracy, sparsity by layer, what to do next."""
+def print_summary(summary: Mapping[str, Any], folder: Path, report: Path | None = None) -> None:
+    """Print what a person wants to know at the end of a run: accuracy, sparsity by layer, what to do next.
+
+    Args:
+        summary: of the run.
+        folder: of the run.
+        report: its page, if it was written.
+    """
     console = Console(highlight=False, soft_wrap=False)
     layers = Table(title="Pruned layers", title_justify="left")
     channels = "prune/budget" in summary
@@ -43,13 +50,15 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         *(_channels(summary) if channels else _weights(summary)),
         ("took", f"{summary['steps']:,} steps in {summary['wall_s']:.0f} s on {_ranks(summary['world_size'])}"),
         ("run folder", str(folder)),
+        *(() if report is None else (("report", str(report)),)),
     ):
         figures.add_row(label, value)
     console.print(figures)
     console.print("\nNext:", highlight=False)
-    console.print(f"  distprune evaluate {folder}", soft_wrap=True, markup=False)
-    console.print(f"  distprune validate {folder}", soft_wrap=True, markup=False)
-    removed = summary.get("params/dense", 0) > summary["params/total"]
+    shown, removed = shlex.quote(str(folder)), summary.get("params/dense", 0) > summary["params/total"]
+    form = "onnx" if removed else "packed"
+    for command in (f"analyze {shown}", f"export {shown} --format {form}", f"report {shown} OTHER_RUN_DIR"):
+        console.print(f"  distprune {command}", soft_wrap=True, markup=False)
     what = "the weights" if removed else "the weights, zeros in place,"
     console.print(f"  {what} are {folder / 'model.safetensors'}", soft_wrap=True, markup=False)
 

@@ -58,6 +58,12 @@ def layout(kept: Kept) -> dict[str, Any]:
     return {"kept": list(lists), "tensors": tensors}
 
 
+def kept_of_layout(layout: Mapping[str, Any]) -> Kept:
+    """What `layout` was given."""
+    indices = [_indices(text) for text in layout["kept"]]
+    return {name: {int(dim): indices[place] for dim, place in dims.items()} for name, dims in layout["tensors"].items()}
+
+
 def shrink_like(model: nn.Module, layout: Mapping[str, Any]) -> None:
     """Take away from a bare model, freshly made, what was taken away from the one whose `layout` is given.
 
@@ -65,8 +71,7 @@ def shrink_like(model: nn.Module, layout: Mapping[str, Any]) -> None:
         ValueError: the layout is of another model.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    indices = [_indices(text) for text in layout["kept"]]
-    kept = {name: {int(dim): indices[place] for dim, place in dims.items()} for name, dims in layout["tensors"].items()}
+    kept = kept_of_layout(layout)
     for name, dims in kept.items():
         for dim, index in dims.items():
             if name not in shapes or dim >= len(shapes[name]) or int(index.max()) >= shapes[name][dim]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.jobs import ROOT, read_json
+from tests.jobs import ROOT, own_cache, read_json
 from tests.training.runs import Starter, command, kill, reached, whole
 
 HOSTS = ("distprune-test-0", "distprune-test-1")
@@ -114,7 +114,7 @@ class Launchers:
 
 @pytest.fixture
 def environment(tmp_path):
-    return {**os.environ, "DISTPRUNE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "DISTPRUNE_CACHE": own_cache(tmp_path), "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture

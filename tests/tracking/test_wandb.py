@@ -14,7 +14,7 @@ from distprune.cli import main as command
 from distprune.tracking.wandb import unreachable
 from distprune.tracking.wandb_artifacts import sparsity_alias
 from distprune.tracking.wandb_file import kind_of, read_items, read_records
-from tests.jobs import DIGITS, SHORT, read_json, read_rows
+from tests.jobs import DIGITS, SHORT, own_cache, read_json, read_rows
 from tests.tracking.files import all_steps, segments, steps
 from tests.training.runs import Starter, descendants, kill, reached, when
 
@@ -192,7 +192,7 @@ def test_accuracy_by_class_is_a_table_of_the_summary(folder, records):
 @pytest.fixture
 def start_offline(tmp_path):
     """Start a job in tmp_path/run in one process, W&B offline."""
-    start = Starter(tmp_path, {**os.environ, "WANDB_MODE": "offline", "DISTPRUNE_CACHE": str(tmp_path / "cache")})
+    start = Starter(tmp_path, {**os.environ, "WANDB_MODE": "offline", "DISTPRUNE_CACHE": own_cache(tmp_path)})
     return lambda *words, **how: start(0, "run.dir=run", "tracking.wandb.mode=auto", *words, **how)
 
 

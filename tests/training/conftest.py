@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from tests.jobs import ROOT
+from tests.jobs import ROOT, own_cache
 from tests.training.runs import Starter
 
 
 @pytest.fixture
 def environment(tmp_path):
     """Environment variables of a launched process: nothing outside tmp_path is written."""
-    return {**os.environ, "DISTPRUNE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    return {**os.environ, "DISTPRUNE_CACHE": own_cache(tmp_path), "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
 
 
 @pytest.fixture
