@@ -132,11 +132,13 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             f"`configs/{name}.yaml`, {done['steps']:,} steps in {done['wall_s']:.0f} s: {done['dense/top1']:.2f} -> "
             f"{done['eval/top1']:.2f} %.\n"
         )
-        rows = [
-            f"| {form} | {figures['top1']:.2f} | {figures['bytes']:,} "
-            f"| {figures['bytes'] / figures['dense_bytes']:.3f} | {figures['max_difference'] / max(1, figures['largest']):.1e} | {100 * figures['agree']:.2f} |"
-            for form, figures in done["exports"].items()
-        ]
+        rows = []
+        for form, figures in done["exports"].items():
+            share, differs = figures["bytes"] / figures["dense_bytes"], figures["max_difference"] / figures["largest"]
+            rows.append(
+                f"| {form} | {figures['top1']:.2f} | {figures['bytes']:,} | {share:.3f} | {differs:.1e} | "
+                f"{100 * figures['agree']:.2f} |"
+            )
         head = [
             "| export | top-1, % | bytes | of dense | logits differ by | same class, % |",
             "|---|---|---|---|---|---|",
