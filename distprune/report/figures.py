@@ -69,7 +69,9 @@ def lines(
         axis = {"format": "~g", "values": [10.0**power for power in decades]}
     labels = [one.label for one in series]
     rows = [
-        {"x": step, "y": value, "s": one.label, "d": one.dots} for one in series for step, value in thinned(one.points)
+        {"x": step, "y": _rounded(value), "s": one.label, "d": one.dots}
+        for one in series
+        for step, value in thinned(one.points)
     ]
     x = {
         "field": "x",
@@ -153,7 +155,7 @@ def heat_map(layers: Mapping[str, Points]) -> Spec:
     by_step = [dict(points) for points in layers.values()]
     width = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) or 1
     rows = [
-        {"x": step, "x2": after, **{f"l{i}": values.get(step) for i, values in enumerate(by_step)}}
+        {"x": step, "x2": after, **{f"l{i}": _rounded(values.get(step)) for i, values in enumerate(by_step)}}
         for step, after in zip(steps, [*steps[1:], steps[-1] + width], strict=True)
     ]
     names = [
@@ -429,18 +431,31 @@ def around(values: Sequence[float], least: float = 0.5) -> tuple[float, float]:
 
 
 def short(labels: Sequence[str]) -> list[str]:
-    """Labels without their middles where they are long, if they can still be told apart."""
+    """Labels made shorter where they are long, if they can still be told apart."""
     half = LONGEST_LABEL // 2
     plain = [label.removesuffix(".weight") for label in labels]
     cut = [label if len(label) <= LONGEST_LABEL else f"{label[: half - 4]}…{label[-half - 3 :]}" for label in plain]
-    return next(found for found in (cut, plain, list(labels)) if len(set(found)) == len(set(labels)))
+    initials = [label if len(label) <= LONGEST_LABEL else _initials(label) for label in plain]
+    different = len(set(labels))
+    return next(found for found in (cut, initials, plain, list(labels)) if len(set(found)) == different)
+
+
+def _initials(name: str) -> str:
+    """A dotted name, of which only the last part is whole."""
+    *parts, last = name.split(".")
+    return ".".join([*(part[:3] for part in parts), last])
+
+
+def _rounded(value: float | None) -> float | None:
+    """In as many digits as can be seen in a figure."""
+    return None if value is None else float(f"{value:.5g}")
 
 
 def _bins(found: Counts, when: str) -> list[dict[str, Any]]:
     width = 2 * found.limit / len(found.counts)
     edges = [-found.limit + i * width for i in range(len(found.counts) + 1)]
     return [
-        {"x": low, "x2": high, "n": count, "s": when}
+        {"x": _rounded(low), "x2": _rounded(high), "n": count, "s": when}
         for low, high, count in zip(edges, edges[1:], found.counts, strict=False)
     ]
 

@@ -20,7 +20,7 @@ def evaluation_sets(run: Run) -> Iterator[Item]:
     """What `distprune validate` has counted."""
     if run.validation is None:
         command = shlex.join(["distprune", "validate", str(run.path)])
-        yield Words("Corrupted images, classes, and where dense and pruned disagree are counted by", command)
+        yield Words("Accuracy on each set, and where dense and pruned disagree, is counted by", command)
         return
     sets: dict[str, dict[str, Any]] = run.validation["sets"]
     plain = {name: found for name, found in sets.items() if _corruption(name) is None}

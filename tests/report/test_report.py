@@ -278,7 +278,9 @@ def test_thinned_points_keep_the_extremes():
 
 def test_shortened_labels_stay_different():
     long = [f"encoder.layer.{i}.attention.self.query.weight" for i in range(12)]
-    assert len(set(short(long))) == 12
+    long += [f"encoder.layer.{i}.output.self.query.weight" for i in range(12)]
+    assert len(set(short(long))) == 24
+    assert all(len(label) < 30 for label in short(long))
     assert short(["conv1.weight", "fc.weight"]) == ["conv1", "fc"]
     assert all(len(label) <= 22 for label in short(["a" * 20 + "b" * 20]))
 
