@@ -25,6 +25,7 @@ from distprune.tracking import JsonLines, Progress
 from distprune.tracking.logs import log_to_file, logger
 from distprune.training.checkpoint import Checkpoint, CheckpointError
 from distprune.training.devices import make_accelerator
+from distprune.training.evaluation import EvalResult
 from distprune.training.hosts import host, slurm_job
 from distprune.training.liveness import is_lost_rank
 from distprune.training.nonfinite import DivergedError
@@ -148,42 +149,7 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
         if main_process:
             folder.write_status("running", job.trainer.step, timetable.steps)
             _open(job, folder, checkpoint)
-        final = job.trainer.fit()
-        trainer = job.trainer
-        validation = _validate(job, folder)
-        summary = summarize(
-            job.model,
-            job.pruner,
-            job.shrinking,
-            trainer.dense or final,
-            final,
-            {
-                **job.recovery.summary(),
-                **job.run_state.best_figures(),
-                "steps": trainer.step,
-                "world_size": job.accelerator.num_processes,
-                "wall_s": trainer.wall_seconds,
-                "train_samples_per_s": trainer.step * trainer.batch_size / trainer.train_seconds,
-                "seed": job.config.run.seed,
-                **top1s(validation),
-            },
-        )
-        write_tensors(folder, job.pruner, job.shrinking)
-        if main_process:
-            if not job.shrinking.removes and not kept_of(job.model):  # a config.json cannot tell widths that differ
-                write_transformer(folder, job.model, job.train.tokenizer)
-            folder.write_json(folder.validation.name, {"sets": validation})
-            folder.validation_so_far.unlink(missing_ok=True)
-            folder.write_json("summary.json", summary)
-        if job.config.tracking.wandb.artifacts and job.config.tracking.wandb.mode != "disabled":
-            write_best(folder, job.run_state, job.shrinking, trainer.step)  # and nothing of the model after that
-        if main_process:
-            columns, table = class_rows(validation)
-            if table:
-                job.trackers.table("validation/classes", columns, table)
-            job.trackers.finish(summary)
-            folder.write_status("done", trainer.step, trainer.step)
-            print_summary(summary, folder.path, _report_of(folder))
+        _conclude(job, folder, job.trainer.fit())
         logger.info("done")
         return 0
     except Stopped as stop:
@@ -201,6 +167,45 @@ def _run(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
     except BaseException as error:
         _close_failed(job, folder, error)
         return 1
+
+
+def _conclude(job: Job, folder: RunFolder, final: EvalResult) -> None:
+    """Write the last of a run: what it has come to, weights, masks, the report."""
+    trainer, main_process = job.trainer, job.accelerator.is_main_process
+    validation = _validate(job, folder)
+    summary = summarize(
+        job.model,
+        job.pruner,
+        job.shrinking,
+        trainer.dense or final,
+        final,
+        {
+            **job.recovery.summary(),
+            **job.run_state.best_figures(),
+            "steps": trainer.step,
+            "world_size": job.accelerator.num_processes,
+            "wall_s": trainer.wall_seconds,
+            "train_samples_per_s": trainer.step * trainer.batch_size / trainer.train_seconds,
+            "seed": job.config.run.seed,
+            **top1s(validation),
+        },
+    )
+    write_tensors(folder, job.pruner, job.shrinking)
+    if main_process:
+        if not job.shrinking.removes and not kept_of(job.model):  # a config.json cannot tell widths that differ
+            write_transformer(folder, job.model, job.train.tokenizer)
+        folder.write_json(folder.validation.name, {"sets": validation})
+        folder.validation_so_far.unlink(missing_ok=True)
+        folder.write_json("summary.json", summary)
+    if job.config.tracking.wandb.artifacts and job.config.tracking.wandb.mode != "disabled":
+        write_best(folder, job.run_state, job.shrinking, trainer.step)  # and nothing of the model after that
+    if main_process:
+        columns, table = class_rows(validation)
+        if table:
+            job.trackers.table("validation/classes", columns, table)
+        job.trackers.finish(summary)
+        folder.write_status("done", trainer.step, trainer.step)
+        print_summary(summary, folder.path, _report_of(folder))
 
 
 def _validate(job: Job, folder: RunFolder) -> dict[str, Figures]:
