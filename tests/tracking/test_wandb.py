@@ -1,6 +1,7 @@
 """The offline W&B file, read back record by record."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import pytest
 
 from distprune.cli import main as command
 from distprune.tracking.wandb import unreachable
-from distprune.tracking.wandb_artifacts import sparsity_alias
+from distprune.tracking.wandb_artifacts import log_models, sparsity_alias
 from distprune.tracking.wandb_file import kind_of, read_items, read_records
 from tests.jobs import DIGITS, SHORT, own_cache, read_json, read_rows
 from tests.tracking.files import all_steps, segments, steps
@@ -159,6 +160,18 @@ def test_an_alert_says_that_the_run_is_done(folder, records):
     (alert,) = [record.alert for record in records if record.HasField("alert")]
     assert alert.title == "digits: the run is done"
     assert f"{read_json(folder / 'summary.json')['eval/top1']:.2f} % at sparsity 0.9000" in alert.text
+
+
+def test_models_that_w_and_b_does_not_take_do_not_end_the_run(folder, caplog, monkeypatch):
+    class Full:
+        id = "abc"
+
+        def log_artifact(self, artifact, aliases):
+            raise OSError("no room")
+
+    monkeypatch.setattr(logging.getLogger("distprune"), "propagate", True)
+    log_models(Full(), folder, read_json(folder / "summary.json"))
+    assert f"W&B has not taken all models (no room); they are in {folder}" in caplog.text
 
 
 def test_leet_shows_an_offline_run_in_a_terminal(folder):
