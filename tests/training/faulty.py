@@ -19,7 +19,7 @@ def flip_a_mask_bit(trainer):
 
 
 def flip_a_weight_bit(trainer):
-    weight = next(p for p in trainer.model.parameters() if p.numel())
+    weight = next(p for p in trainer.student.bare.parameters() if p.numel())
     local(weight).view(-1).view(torch.int32)[0] ^= 1
 
 
