@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--quantize", choices=["int8"], help="weights and activations in 8 bits; of onnx")
     export.add_argument("--calibration", type=int, default=512, metavar="N", help="samples for that (default 512)")
+    export.add_argument(
+        "--max-drop", type=float, default=0.5, metavar="P", help="points that int8 and 2:4 may lose (default 0.5)"
+    )
     export.add_argument("--out", metavar="DIR", help="folder (default: RUN_DIR/export/FORMAT)")
     add(
         "validate",
@@ -183,7 +186,7 @@ def _analyze(words: argparse.Namespace) -> int:
 def _export(words: argparse.Namespace) -> int:
     from distprune.export.export import ExportError, print_export
 
-    options = (words.format, words.quantize is not None, words.calibration, words.out)
+    options = (words.format, words.quantize is not None, words.calibration, words.max_drop, words.out)
     try:
         return _answer(lambda: print_export(words.config, words.overrides, *options), words)
     except ExportError as error:

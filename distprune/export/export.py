@@ -28,8 +28,6 @@ from distprune.export.source import Source
 
 TOLERANCES = {"safetensors": 0.0, "packed": 0.0, "shrunk": 1e-5, "onnx": 1e-4, "torch-export": 1e-4}
 """How much logits may differ from the model's, a fraction of the largest; other formats compute in fewer bits."""
-WIDE = 0.5
-"""Points of accuracy that an export may lose before it is said."""
 BESIDE = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
 """What else a run of transformers leaves, by which its folder is a model."""
 
@@ -38,7 +36,9 @@ class ExportError(RuntimeError):
     """An export does not compute what its model does; nothing was kept of it."""
 
 
-def print_export(path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int, out: str | None) -> None:
+def print_export(
+    path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int, max_drop: float, out: str | None
+) -> None:
     """Export, check, and print a table.
 
     Args:
@@ -47,6 +47,7 @@ def print_export(path: str, overrides: Sequence[str], form: str, int8: bool, cal
         form: one of `FORMATS`.
         int8: quantise it.
         calibration: samples for that.
+        max_drop: points of top-1 that formats of fewer bits may lose.
         out: the folder; by default RUN_DIR/export/FORMAT.
 
     Raises:
@@ -66,6 +67,7 @@ def print_export(path: str, overrides: Sequence[str], form: str, int8: bool, cal
         raise ConfigError(f"--out: cannot write to {folder}: {error.strerror}") from None
     try:
         figures = _export(run, form, int8, calibration, partial, [path, *overrides])
+        refuse(form, int8, figures, max_drop)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
@@ -103,7 +105,6 @@ def _export(
         **checked,
         "seconds": time.perf_counter() - began,
     }
-    _refuse_difference(form, int8, figures)
     (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     options = f" --quantize int8 --calibration {calibration}" if int8 else ""
     command = f"distprune export {shlex.join(words)} --format {form}{options}"
@@ -124,7 +125,18 @@ def _in_a_fresh_process(folder: Path, words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _refuse_difference(form: str, int8: bool, figures: Mapping[str, Any]) -> None:
+def refuse(form: str, int8: bool, figures: Mapping[str, Any], max_drop: float) -> None:
+    """Refuse an export that is another model.
+
+    Raises:
+        ExportError: logits differ by more than the format explains, or top-1 by more than `max_drop` points.
+    """
+    lost = figures["original_top1"] - figures["top1"]
+    if (int8 or form not in TOLERANCES) and lost > max_drop:
+        raise ExportError(
+            f"the export loses {lost:.2f} points of top-1, more than --max-drop {max_drop:g}; nothing was kept"
+            f"{'; more --calibration samples may help' if int8 else ''}"
+        )
     if int8 or form not in TOLERANCES:
         return
     allowed = TOLERANCES[form] * max(1.0, figures["largest"])
@@ -156,8 +168,6 @@ def _print(figures: Mapping[str, Any], run: FinishedRun, folder: Path) -> None:
         "same first class.",
         markup=False,
     )
-    if (lost := figures["original_top1"] - figures["top1"]) > WIDE:
-        console.print(f"It loses {lost:.2f} points; more --calibration samples may help.", markup=False)
     if (left := figures.get("dense")) and figures["format"] == "2:4":
         console.print(f"{len(left)} layers stay dense; {FIGURES} says why.", markup=False)
     console.print(f"\n{folder}: {', '.join([*figures['files'], 'README.md', FIGURES])}", soft_wrap=True, markup=False)

@@ -18,7 +18,7 @@ from distprune.analysis.finished import FinishedRun
 from distprune.cli import main as command
 from distprune.config import load_config
 from distprune.export import load_model, load_packed
-from distprune.export.export import ExportError, _refuse_difference
+from distprune.export.export import ExportError, refuse
 from distprune.export.source import Source
 from distprune.models import build_model, load_weights
 from distprune.train import main
@@ -139,11 +139,15 @@ def test_a_second_export_takes_the_place_of_the_first_only_when_it_is_whole(monk
     assert Path("there/model.safetensors").stat().st_mtime_ns != before
 
 
-def test_logits_that_differ_are_an_error():
+def test_an_export_that_is_another_model_is_refused():
+    figures = {"largest": 10.0, "max_difference": 0.1, "top1": 89.0, "original_top1": 90.0}
     with pytest.raises(ExportError, match=r"differ by 0\.1 from the model's, more than 0\.001"):
-        _refuse_difference("onnx", False, {"largest": 10.0, "max_difference": 0.1})
+        refuse("onnx", False, figures, 0.5)
     with pytest.raises(ExportError, match="differ by nan"):
-        _refuse_difference("packed", False, {"largest": 10.0, "max_difference": float("nan")})
+        refuse("packed", False, {**figures, "max_difference": float("nan")}, 0.5)
+    with pytest.raises(ExportError, match=r"loses 1\.00 points of top-1, more than --max-drop 0\.5"):
+        refuse("onnx", True, figures, 0.5)
+    refuse("2:4", False, figures, 1.0)
 
 
 @pytest.mark.parametrize(
