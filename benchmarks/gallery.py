@@ -45,7 +45,8 @@ JOBS: dict[str, dict[str, Any]] = {
         "data": "cifar10",
         "weights": "resnet56-4bfd9763.th",
         "overrides": ["phases.prune={steps: 200, lr: 0.02, schedule: constant, warmup_steps: 20}",
-                      "phases.finetune={steps: 200, lr: 0.02}", "prune.every=10", "eval.every=200", "prune.channels.multiple=8"],
+                      "phases.finetune={steps: 200, lr: 0.02}", "prune.every=10", "eval.every=200",
+                      "prune.channels.multiple=8"],
         "exports": [["onnx"], ["onnx", "--quantize", "int8"]],
     },
 }  # fmt: skip

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from distprune.analysis.words import in_bytes
+from distprune.units import in_bytes
 
 
 def print_analysis_tables(found: Mapping[str, Any], folder: Path) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from distprune.analysis.analysis_tables import print_analysis_tables
 from distprune.analysis.costs import LayerCost, layer_costs, parameters
-from distprune.analysis.finished import FinishedRun
 from distprune.analysis.latency import MIN_ROUNDS, Form, Timing, measure, of_model
 from distprune.analysis.words import in_words
 from distprune.config import Config
@@ -28,6 +27,7 @@ from distprune.structured import kept_of
 from distprune.tracking import Progress
 from distprune.training.checks import check_fit
 from distprune.training.devices import make_accelerator
+from distprune.training.finished import FinishedRun
 from distprune.training.held_out import open_split
 from distprune.training.logits import to_device
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from distprune.analysis.finished import FinishedRun
 from distprune.config import Config, load_config
 from distprune.errors import ConfigError
 from distprune.training.checks import check_fit
 from distprune.training.devices import make_accelerator
+from distprune.training.finished import FinishedRun
 from distprune.training.held_out import HeldOut, open_split
 from distprune.training.setup import make_model, place
 

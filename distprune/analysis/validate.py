@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from distprune.analysis.finished import FinishedRun
 from distprune.errors import ConfigError
 from distprune.tracking import Progress
 from distprune.training.checks import check_fit
 from distprune.training.devices import is_sharded, make_accelerator
+from distprune.training.finished import FinishedRun
 from distprune.training.held_out import HeldOut, open_split
 from distprune.training.run_folder import RunFolder
 from distprune.training.setup import place_frozen

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distprune.analysis.latency import Timing
+from distprune.units import in_bytes
 
 ALIKE = ("dense", "masked")
 
@@ -141,10 +142,3 @@ def _times(timing: Timing) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / max(1, whole):.1f} %"
-
-
-def in_bytes(count: int) -> str:
-    """A number of bytes, in a unit that suits it."""
-    if count < 1e6:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from distprune.analysis.finished import FinishedRun
 from distprune.data import PADDING, Inputs
 from distprune.export.loading import load_function, read_figures
 from distprune.export.source import Source
+from distprune.training.finished import FinishedRun
 from distprune.training.logits import logits_of, to_device
 from distprune.training.tasks import rows
 

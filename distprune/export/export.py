@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from distprune.analysis.finished import FinishedRun
-from distprune.analysis.words import in_bytes
 from distprune.entries import near
 from distprune.errors import ConfigError
 from distprune.export.card import write_card
 from distprune.export.formats import FORMATS, write
 from distprune.export.loading import FIGURES
 from distprune.export.source import Source
+from distprune.training.finished import FinishedRun
+from distprune.units import in_bytes
 
 TOLERANCES = {"safetensors": 0.0, "packed": 0.0, "shrunk": 1e-5, "onnx": 1e-4, "torch-export": 1e-4}
 """How much logits may differ from the model's, a fraction of the largest; other formats compute in fewer bits."""

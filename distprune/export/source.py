@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distprune.analysis.finished import FinishedRun
 from distprune.config import Config
 from distprune.config.schema import TextClassification
 from distprune.data import Inputs
 from distprune.training.checks import check_fit
 from distprune.training.devices import make_accelerator
+from distprune.training.finished import FinishedRun
 from distprune.training.held_out import open_split
 from distprune.training.logits import logits_of
 from distprune.training.splits import Split

@@ -6,7 +6,6 @@ from distprune.report.parts import Cell, Column
 
 SMALL_DROP = 0.1
 """Points of accuracy that are called none."""
-UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def column(label: str) -> Column:
@@ -49,15 +48,6 @@ def accuracy(now: float | None, dense: float | None) -> str:
     if now is None:
         return "-"
     return f"{now:.2f}\u00a0%" if dense is None else f"{dense:.2f} → {now:.2f}\u00a0%"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units."""
-    for unit in UNITS[:-1]:
-        if abs(count) < 1000:
-            return f"{count:.0f}\u00a0B" if unit == "B" else f"{count:.3g}\u00a0{unit}"
-        count /= 1000
-    return f"{count:.3g}\u00a0{UNITS[-1]}"
 
 
 def many(count: float) -> str:

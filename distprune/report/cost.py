@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from distprune.report import figures
-from distprune.report.cells import column, number, percent, size, text
+from distprune.report.cells import column, number, percent, text
 from distprune.report.gather import Run
 from distprune.report.parts import Cell, Column, Figure, Item, Table, Words
+from distprune.units import in_bytes
 
 
 def sizes_of(run: Run) -> dict[str, float]:
@@ -20,15 +21,17 @@ def sizes_of(run: Run) -> dict[str, float]:
 
 
 def cost(run: Run) -> Iterator[Item]:
-    """Sizes, latencies where they were measured, and exports."""
+    """What it comes to in words, sizes, latencies where they were measured, and exports."""
+    for sentence in (run.analysis or {}).get("words") or ():
+        yield Words(sentence)
     sizes = sizes_of(run)
     if sizes:
-        told = ", ".join(f"{name} {size(count)}" for name, count in sizes.items())
+        told = ", ".join(f"{name} {in_bytes(count)}" for name, count in sizes.items())
         yield Figure(
             "Size on disk",
             f"Size on disk: {told}.",
             figures.bars(
-                [{"label": name, "value": count / 1000, "text": size(count)} for name, count in sizes.items()], "kB"
+                [{"label": name, "value": count / 1000, "text": in_bytes(count)} for name, count in sizes.items()], "kB"
             ),
         )
     if run.analysis is None:
@@ -77,4 +80,4 @@ def _exported(run: Run) -> Iterator[tuple[Cell, ...]]:
     dense = sizes_of(run).get("dense")
     for name, (count, told) in run.exports.items():
         top1 = next((told[key] for key in ("eval/top1", "top1") if key in told), None)
-        yield text(name), Cell(size(count), count), number(count / dense if dense else None, ".1%"), percent(top1)
+        yield text(name), Cell(in_bytes(count), count), number(count / dense if dense else None, ".1%"), percent(top1)

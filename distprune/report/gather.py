@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distprune.analysis.finished import FinishedRun
 from distprune.config import dump_config
 from distprune.config.schema import Data
 from distprune.errors import ConfigError
 from distprune.report.weights import Histogram, Kernel, counted_histograms, first_kernels, logged_histograms
+from distprune.training.finished import FinishedRun
 
 Points = list[tuple[float, float | None]]
 

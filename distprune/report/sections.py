@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from distprune.report.cells import SMALL_DROP, accuracy, many, plain, size
+from distprune.report.cells import SMALL_DROP, accuracy, many, plain
 from distprune.report.cost import cost, sizes_of
 from distprune.report.course import channels, rounds, training
 from distprune.report.gather import Run
 from distprune.report.layers import layers
 from distprune.report.parts import RunPage, Section, Tile
 from distprune.report.sets import evaluation_sets
+from distprune.units import in_bytes
 
 
 def run_page(run: Run) -> RunPage:
@@ -54,10 +55,9 @@ def verdict(run: Run) -> str:
         )
     else:
         what = f"{summary['prune/sparsity']:.2%} of the {summary['prune/weights']:,} prunable weights are zero"
-    words = (run.analysis or {}).get("words") or []
-    is_plain = run.config["prune"]["pattern"] is None and not words
+    is_plain = run.config["prune"]["pattern"] is None
     hint = " Zeros alone do not make dense kernels faster." if is_plain else ""
-    return f"{what}, and {cost}.{hint} {' '.join(words)}".strip()
+    return f"{what}, and {cost}.{hint}"
 
 
 def _params_gone(summary: dict[str, Any]) -> float:
@@ -86,7 +86,7 @@ def _tiles(run: Run) -> Iterator[Tile]:
     if "dense" in sizes:
         form = min(sizes, key=lambda name: sizes[name])
         smaller = sizes[form] < sizes["dense"]
-        now = f"{size(sizes['dense'])} → {size(sizes[form])}" if smaller else size(sizes["dense"])
+        now = f"{in_bytes(sizes['dense'])} → {in_bytes(sizes[form])}" if smaller else in_bytes(sizes["dense"])
         yield Tile("Size on disk", now, form if smaller else "zeros are stored as any weight is")
     ranks = summary["world_size"]
     yield Tile(

@@ -14,7 +14,6 @@ from accelerate.state import AcceleratorState
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
-from distprune.analysis.finished import FinishedRun
 from distprune.cli import main as command
 from distprune.config import load_config
 from distprune.export import load_model, load_packed
@@ -22,6 +21,7 @@ from distprune.export.export import ExportError, refuse
 from distprune.export.source import Source
 from distprune.models import build_model, load_weights
 from distprune.train import main
+from distprune.training.finished import FinishedRun
 from tests.hf_jobs import classifier, language_model
 from tests.jobs import DIGITS, SHORT, read_json
 

@@ -50,7 +50,7 @@ def test_a_run_ends_with_its_report_and_three_commands(done):
     assert f"report           {done.folder}/report.html" in re.sub(r"\n +", "", done.said)
     following = done.said[done.said.index("Next:") :].splitlines()[1:]
     assert [line.split()[:2] for line in following[:3]] == [
-        ["distprune", name] for name in ("evaluate", "analyze", "report")
+        ["distprune", name] for name in ("analyze", "export", "report")
     ]
 
 
@@ -201,6 +201,7 @@ def test_wrong_words_are_refused(done, copied, tmp_path, capsys):
 
 def test_an_older_run_without_its_dense_model_is_shown(copied):
     (copied / "dense.safetensors").unlink()
+    (copied / "histograms.jsonl").unlink()
     assert report(copied) == 0
     shown = text(copied / "report.html")
     assert "the dense model was not kept" in shown
@@ -255,8 +256,9 @@ def test_filters_that_were_taken_out_are_shown_as_removed(channels):
     assert all(kernel.zeros == 9 for kernel in found.kernels if kernel.removed)
     assert len(kept) >= 8 - left["zeros"]
     assert len(dense) == 16
-    layer = found.histograms["0"].after
-    assert layer.zeros + sum(layer.counts) == dense.numel()
+    layer = found.histograms["0.weight"]
+    assert layer.before.zeros + sum(layer.before.counts) == dense.numel()
+    assert layer.after.zeros + sum(layer.after.counts) == pruned.numel()
 
 
 def test_exports_are_weighed_without_their_cards(copied):
