@@ -48,13 +48,17 @@ def write_onnx(source: Source, folder: Path) -> Path:
     weights = sum(value.numel() * value.element_size() for value in source.model.state_dict().values())
     with quiet(), torch.no_grad():
         try:
-            torch.onnx.export(
-                Logits(source.model, source.names).eval(), source.values(source.held_out.first_inputs()), path,
+            program = torch.onnx.export(
+                Logits(source.model, source.names).eval(), source.values(source.held_out.first_inputs()),
                 input_names=names, output_names=["logits"], opset_version=OPSET, dynamo=True,
-                dynamic_shapes=(source.dynamic(),), external_data=weights > LARGEST, verbose=False,
+                dynamic_shapes=(source.dynamic(),), verbose=False,
             )  # fmt: skip
         except Exception as error:  # whatever a tracer meets
             raise ConfigError(f"--format: {_name(source)} cannot be traced to ONNX: {reason(error)}") from error
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # lines of code on this machine
+    program.save(path, external_data=weights > LARGEST)
     return path
 
 
@@ -66,6 +70,9 @@ def quantize(source: Source, path: Path, samples: int) -> Path:
         source: of the model.
         path: of model.onnx.
         samples: of the training split, drawn by run.seed, by which the ranges of activations are set.
+
+    Raises:
+        ConfigError: ONNX Runtime cannot quantise the graph, or a zero would not stay one.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -73,13 +80,42 @@ def quantize(source: Source, path: Path, samples: int) -> Path:
     out = path.with_name("model.int8.onnx")
     with tempfile.TemporaryDirectory() as scratch, quiet():
         prepared = Path(scratch, "prepared.onnx")
-        quant_pre_process(path, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared, out, _Calibration(source, samples), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
-        )  # fmt: skip
+        try:
+            quant_pre_process(path, prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared, out, _Calibration(source, samples), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+            )  # fmt: skip
+        except Exception as error:  # whatever a quantiser meets
+            raise ConfigError(f"--quantize: ONNX Runtime cannot quantise the model: {reason(error)}") from error
+        if lost := lost_zeros(prepared, out):
+            raise ConfigError(f"--quantize: zeros of {', '.join(lost)} would be others in int8; nothing was written")
     return out
+
+
+def lost_zeros(path: Path, quantized: Path) -> list[str]:
+    """Names of weights of a graph of which a zero is none in its quantised form."""
+    import onnx
+    from onnx import numpy_helper
+
+    before = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+    graph = onnx.load(quantized).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    lost = []
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or not {node.input[0], node.input[2]} <= stored.keys():
+            continue
+        name = node.input[0].removesuffix("_quantized")
+        values, zero = (numpy_helper.to_array(stored[node.input[place]]) for place in (0, 2))
+        if name not in before or values.dtype != np.int8:
+            continue  # a bias, in 32 bits
+        axis = next((found.i for found in node.attribute if found.name == "axis"), 0)
+        zero = zero.reshape([-1 if zero.size > 1 and dim == axis else 1 for dim in range(values.ndim)])
+        if np.any((values != zero) & (numpy_helper.to_array(before[name]) == 0)):
+            lost.append(name)
+    return lost
 
 
 class Session:

@@ -25,6 +25,8 @@ def write_program(source: Source, folder: Path) -> Path:
     try:
         with torch.no_grad():
             program = torch.export.export(wrapped, values, dynamic_shapes=(source.dynamic(),))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # lines of code on this machine
         torch.export.save(program, path)
     except Exception as error:  # whatever a tracer meets
         raise ConfigError(
