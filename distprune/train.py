@@ -194,8 +194,7 @@ def _conclude(job: Job, folder: RunFolder, final: EvalResult) -> None:
     if main_process:
         if not job.shrinking.removes and not kept_of(job.model):  # a config.json cannot tell widths that differ
             write_transformer(folder, job.model, job.train.tokenizer)
-        folder.write_json(folder.validation.name, {"sets": validation})
-        folder.validation_so_far.unlink(missing_ok=True)
+        folder.write_validation(validation)
         folder.write_json("summary.json", summary)
     if job.config.tracking.wandb.artifacts and job.config.tracking.wandb.mode != "disabled":
         write_best(folder, job.run_state, job.shrinking, trainer.step)  # and nothing of the model after that
@@ -210,13 +209,13 @@ def _conclude(job: Job, folder: RunFolder, final: EvalResult) -> None:
 
 def _validate(job: Job, folder: RunFolder) -> dict[str, Figures]:
     """Compare the dense and the pruned model, without the sets that an earlier start has done."""
-    steps, digest, main_process = job.trainer.step, job.pruner.mask_digest, job.accelerator.is_main_process
-    (known,) = broadcast_object_list([folder.validated_before(steps, digest) if main_process else {}])
+    steps, main_process = job.trainer.step, job.accelerator.is_main_process
+    model = {"steps": steps, "mask_digest": job.pruner.mask_digest}
+    (known,) = broadcast_object_list([folder.validated_before(model) if main_process else {}])
 
     def keep(sets: dict[str, Figures]) -> None:
         if main_process:
-            content = {"steps": steps, "mask_digest": digest, "sets": sets}
-            folder.write_json(folder.validation_so_far.name, content)
+            folder.keep_validation(model, sets)
 
     def look() -> None:
         job.liveness.moves()

@@ -30,7 +30,7 @@ NARROW = 60
 def print_validation(path: str, overrides: Sequence[str] = ()) -> None:
     """Compare both models on the sets of a run's configuration, write validation.json anew, print tables.
 
-    Called on all ranks.
+    Called on all ranks. The same command goes on with the sets that are left where it was interrupted.
 
     Args:
         path: of the run folder.
@@ -54,17 +54,20 @@ def print_validation(path: str, overrides: Sequence[str] = ()) -> None:
         pruned, bare = ready(run.pruned(train)), run.dense(train)
         dense = None if bare is None else ready(bare)
         _claim(run.folder, accelerator)
+        about = {"config": config.model_dump(mode="json")}
+        (known,) = broadcast_object_list([run.folder.validated_before(about) if accelerator.is_main_process else {}])
         names = [name for name, _ in held_out.sets()]
         progress = Progress(lambda: len(names), unit="set") if accelerator.is_main_process else None
 
         def show(found: dict[str, Figures]) -> None:
             if progress is not None:
+                run.folder.keep_validation(about, found)
                 progress.log({"trainer/step": len(found), "eval/top1": found[names[len(found) - 1]]["pruned"]["top1"]})
 
-        sets = validate(dense, pruned, held_out, accelerator, keep=show)
+        sets = validate(dense, pruned, held_out, accelerator, known=known, keep=show)
         if progress is not None:
             progress.finish(None)
-            run.folder.write_json(run.folder.validation.name, {"sets": sets})
+            run.folder.write_validation(sets)
             print_tables(sets, train.what, Console(highlight=False))
             print(f"written to {run.folder.validation}")
     finally:

@@ -110,11 +110,22 @@ class RunFolder(Folder):
         """The last word of a run that is done."""
         return self._read_json("summary.json")
 
-    def validated_before(self, steps: int, mask_digest: str) -> dict[str, Any]:
-        """Figures of sets, where a start before this one was stopped while it validated the same model."""
+    def validated_before(self, of: dict[str, Any]) -> dict[str, Any]:
+        """Figures of sets by name, where a start before this one was stopped in the same validation, which `of` tells.
+
+        Both are JSON values.
+        """
         found = self._read_json(self.validation_so_far.name) or {}
-        same = (found.get("steps"), found.get("mask_digest")) == (steps, mask_digest)
-        return cast(dict[str, Any], found["sets"]) if same else {}
+        return cast(dict[str, Any], found["sets"]) if found.get("of") == of else {}
+
+    def keep_validation(self, of: dict[str, Any], sets: dict[str, Any]) -> None:
+        """Write figures of sets for `validated_before`."""
+        self.write_json(self.validation_so_far.name, {"of": of, "sets": sets})
+
+    def write_validation(self, sets: dict[str, Any]) -> None:
+        """Write the figures of all sets."""
+        self.write_json(self.validation.name, {"sets": sets})
+        self.validation_so_far.unlink(missing_ok=True)
 
     def tracker_id(self) -> str | None:
         """The id of the run at Weights & Biases, once it has one."""

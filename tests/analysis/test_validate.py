@@ -10,6 +10,8 @@ from rich.console import Console
 from distprune.analysis.validate import print_tables
 from distprune.cli import main
 from distprune.train import main as train
+from distprune.training import validation
+from distprune.training.validation import compare
 from tests.analysis.conftest import nothing_left_behind
 from tests.jobs import DIGITS, SHORT, read_json
 
@@ -48,6 +50,28 @@ def test_more_sets_are_counted_and_shown(folder, finished, capsys):
         assert line.split()[1:] == [str(found["samples"]), f"{dense:.2f}", f"{pruned:.2f}", f"{pruned - dense:+.2f}"]
     worst = min(one["pruned"] - one["dense"] for found in sets.values() for one in found["classes"])
     assert out.split("Classes that lost most")[1].splitlines()[4].split()[-1] == f"{worst:+.2f}"
+
+
+def test_an_interrupted_command_goes_on_with_the_sets_that_are_left(folder, monkeypatch):
+    words = ["validate", str(folder), "eval.corruptions=[jpeg]"]
+    counted = []
+
+    def interrupted(*arguments):
+        counted.append(1)
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        return compare(*arguments)
+
+    monkeypatch.setattr(validation, "compare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(words)
+    assert list(read_json(folder / "validation.json")["sets"]) == ["eval"], "that of the run"
+    assert main(words) == 0
+    assert len(counted) == 3 + 2
+    assert list(read_json(folder / "validation.json")["sets"]) == ["eval", "jpeg-1", "jpeg-2", "jpeg-3"]
+    assert main([*words, "run.seed=1"]) == 0
+    assert len(counted) == 3 + 2 + 4
+    assert not (folder / "validation-so-far.json").exists()
 
 
 def test_a_folder_of_old_has_no_dense_model(folder, capsys):
