@@ -1,15 +1,15 @@
 """Packed weights: which elements are there as bits, and those elements one behind the other; exact to the bit.
 
-A packed file is a .safetensors file. Its header has one entry of metadata, `packed`: JSON with `version` (1), `shapes`
-(of the tensors that are packed, by name) and `channels` (what was removed from the model, or null; see
-`distprune.structured.layout`). Of a packed tensor NAME there are
+A packed file is a .safetensors file. Its header has one entry of metadata, `packed`: JSON with `version` (1), `tensors`
+(those that are packed: name -> [type, shape], types named as by torch) and `channels` (what was removed from the model,
+or null; see `distprune.structured.layout`). A packed tensor of n elements is stored as uint8, 1-D:
 
-- `bits/NAME`: uint8, 1-D; bit i % 8, least significant first, of byte i // 8 is set where element i, in row-major
+- n / 8 bytes, rounded up: bit i % 8, least significant first, of byte i // 8 is set where element i, in row-major
   order, is left; bits behind the last element are 0;
-- `values/NAME`: 1-D, of the tensor's type: the elements that are left, in that order.
+- the elements that are left, in that order, each as its bytes in memory (little-endian).
 
-Elements whose bits are all 0 are not left, so -0.0 is, and so is every NaN. Other tensors stand under their own name,
-as they are: those that this would not make smaller.
+Elements whose bits are all 0 are not left, so -0.0 is, and so is every NaN. Tensors of which this would save little are
+stored as they are.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from torch import Tensor
 from distprune.pruning import masks as mask_ops
 
 VERSION = 1
+LEAST = 128
+"""Bytes that packing a tensor must save, since the header says of it what it was."""
 
 
 def save_packed(state: Mapping[str, Tensor], path: str | Path, channels: Mapping[str, Any] | None = None) -> None:
@@ -37,21 +39,20 @@ def save_packed(state: Mapping[str, Tensor], path: str | Path, channels: Mapping
         path: of the file, which is replaced.
         channels: what was removed from the model, for `load_weights`.
     """
-    tensors: dict[str, Tensor] = {}
-    shapes: dict[str, list[int]] = {}
+    stored: dict[str, Tensor] = {}
+    packed: dict[str, tuple[str, list[int]]] = {}
     for name, tensor in state.items():
         flat = tensor.detach().cpu().contiguous().flatten()
         left = _left(flat)
         values = flat[left]
-        if _bytes(values) + -(-len(flat) // 8) < _bytes(flat):
-            tensors[f"bits/{name}"] = mask_ops.pack(left[None])[0]
-            tensors[f"values/{name}"] = values
-            shapes[name] = list(tensor.shape)
+        if _bytes(values) + -(-len(flat) // 8) + LEAST <= _bytes(flat):
+            stored[name] = torch.cat([mask_ops.pack(left[None])[0], values.view(torch.uint8)])
+            packed[name] = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
         else:
-            tensors[name] = flat.view(tensor.shape).clone()  # tensors that share memory are refused
-    about = {"version": VERSION, "shapes": shapes, "channels": channels}
+            stored[name] = flat.view(tensor.shape).clone()  # tensors that share memory are refused
+    about = {"version": VERSION, "tensors": packed, "channels": channels}
     # One entry, since the order of several is not always the same.
-    save_file(tensors, path, {"packed": json.dumps(about)})
+    save_file(stored, path, {"packed": json.dumps(about)})
 
 
 def load_packed(path: str | Path) -> dict[str, Tensor]:
@@ -64,11 +65,10 @@ def load_packed(path: str | Path) -> dict[str, Tensor]:
         about = about_packed(file.metadata())
         if about is None:
             raise ValueError(f"{path} is not packed")
-        state = {}
-        for name, shape in about["shapes"].items():
-            state[name] = _unpacked(file.get_tensor(f"bits/{name}"), file.get_tensor(f"values/{name}"), shape, name)
-        packed = {f"{part}/{name}" for part in ("bits", "values") for name in state}
-        return state | {name: file.get_tensor(name) for name in file.keys() if name not in packed}  # noqa: SIM118
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, (dtype, shape) in about["tensors"].items():
+        state[name] = _unpacked(state[name], dtype, shape, name)
+    return state
 
 
 def about_packed(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
@@ -85,14 +85,16 @@ def about_packed(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
     return about
 
 
-def _unpacked(bits: Tensor, values: Tensor, shape: list[int], name: str) -> Tensor:
-    whole = torch.zeros(shape, dtype=values.dtype)
+def _unpacked(stored: Tensor, dtype: str, shape: list[int], name: str) -> Tensor:
+    whole = torch.zeros(shape, dtype=getattr(torch, dtype))
     left = torch.empty((1, whole.numel()), dtype=torch.bool)
-    mask_ops.check_packed(bits[None], left, name)
-    mask_ops.unpack(bits[None], left)
-    if int(left.sum()) != len(values):
-        raise ValueError(f"{name} has {int(left.sum())} bits, but {len(values)} values")
-    whole.view(-1)[left[0]] = values
+    size = -(-whole.numel() // 8)
+    mask_ops.check_packed(stored[None, :size], left, name)
+    mask_ops.unpack(stored[None, :size], left)
+    count = int(left.sum())
+    if len(stored) != size + count * whole.element_size():
+        raise ValueError(f"{name} has {count} bits set, but {len(stored) - size} bytes of values")
+    whole.view(-1)[left[0]] = stored[size:].clone().view(whole.dtype)
     return whole
 
 
