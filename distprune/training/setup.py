@@ -25,6 +25,7 @@ from distprune.pruning import MaskHolder, Permutations, Pruner, Schedule, Score
 from distprune.pruning.prunable import unwrap
 from distprune.structured import ChannelPruner, Channels, GroupPenalty, find_channels, kept_of
 from distprune.tracking import Trackers, read_histograms
+from distprune.tracking.logs import logger
 from distprune.training.checkpoint import CheckpointError, Checkpoints
 from distprune.training.checks import check_fit, check_teacher, fit_to_texts, rehearse
 from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group, wrap
@@ -253,7 +254,12 @@ class Tasks:
             return
         weights = plain_state(self._student.bare, self._accelerator.process_index)
         if self._accelerator.is_main_process:
-            self._folder.write_tensors(self._folder.dense.name, weights, metadata(kept_of(self._student.bare)))
+            try:
+                self._folder.write_tensors(self._folder.dense.name, weights, metadata(kept_of(self._student.bare)))
+            except OSError as error:
+                if is_needed:
+                    raise
+                logger.warning(f"{error}; in the end nothing can be compared with the dense model")
         self._accelerator.wait_for_everyone()
 
     def _from_dense(self) -> nn.Module:

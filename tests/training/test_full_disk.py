@@ -1,14 +1,19 @@
 """Folders that are full or read-only: the run goes on, and fails only after so many failed saves in a row."""
 
+import errno
+import os
 import signal
 import subprocess
 import time
 from contextlib import suppress
 
 import pytest
+from accelerate.state import AcceleratorState
 
+from distprune.train import main
 from distprune.training.checkpoint import Checkpoints
-from tests.jobs import read_json
+from distprune.training.run_folder import RunFolder
+from tests.jobs import DIGITS, SHORT, read_json
 from tests.training.runs import reached, when, whole
 
 
@@ -106,7 +111,7 @@ def test_figures_wait_while_the_run_folder_is_full(tmp_path, start, small_disk):
 
     def fill_for_a_while():
         fill(folder)
-        time.sleep(0.7)
+        time.sleep(0.4)
         (folder / "of somebody else").unlink()
 
     code, output = start(
@@ -114,9 +119,30 @@ def test_figures_wait_while_the_run_folder_is_full(tmp_path, start, small_disk):
         "run.dir=run",
         *often,
         "checkpoint.max_failures=1000",
-        once=when(reached(folder, 100), fill_for_a_while),
+        once=when(reached(folder, 300), fill_for_a_while),  # the dense model is kept by then
         send=signal.SIGCONT,
     )
     assert code == 0, output
     assert "metrics.jsonl: No space left on device; figures wait until it can be written" in output
     assert whole(folder) == whole(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("teaches", [False, True])
+def test_without_room_for_the_dense_model_the_run_goes_on_unless_it_teaches(tmp_path, monkeypatch, teaches):
+    write = RunFolder.write_tensors
+
+    def full(folder, name, *args):
+        if name == "dense.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        write(folder, name, *args)
+
+    monkeypatch.setattr(RunFolder, "write_tensors", full)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    words = () if teaches else ("distill=null",)
+    assert main([str(DIGITS), *SHORT, f"run.dir={tmp_path / 'run'}", *words]) == int(teaches)
+    log = (tmp_path / "run" / "logs" / "rank-00000.log").read_text(encoding="utf-8")
+    if teaches:
+        assert "No space left on device: 'dense.safetensors'; make room, and the same command goes on" in log
+    else:
+        assert "in the end nothing can be compared with the dense model" in log
+        assert read_json(tmp_path / "run" / "validation.json")["sets"]["eval"]["dense"] is None
