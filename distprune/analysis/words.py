@@ -9,6 +9,8 @@ from distprune.analysis.latency import Timing
 from distprune.units import in_bytes
 
 ALIKE = ("dense", "masked")
+UNSTEADY = 1.5
+"""Ratios of times that differ so much between rounds say nothing."""
 
 
 def in_words(
@@ -80,6 +82,13 @@ def _of_shrunk(device: str, shrunk: Sequence[Timing], totals: Mapping[str, Mappi
     by_batch = ", ".join(f"{t.speedup:.2f} times at batch {t.batch}" for t in shrunk)
     best = max(t.speedup for t in shrunk)
     if all(t.verdict <= 0 for t in shrunk):
+        if any(t.verdict == 0 and t.speedup_high > UNSTEADY * t.speedup_low for t in shrunk):
+            spread = ", ".join(f"{t.speedup_low:.2f}-{t.speedup_high:.2f} at batch {t.batch}" for t in shrunk)
+            return (
+                f"Whether the model without its channels is faster on {device} cannot be told: the machine had other "
+                f"work, and its rounds differ ({by_batch}; {spread}). Measure again when it is idle, or for longer "
+                "(--seconds)."
+            )
         return (
             f"Without its channels the model is not faster on {device} ({by_batch}), though it multiplies {fewer:.2f} "
             "times less: its layers are bound by memory or by starting kernels. Larger batches, or "
