@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distprune.training.hosts import processor
+
 RESULTS = Path(__file__).parent / "results"
 KEPT = (
     "dense/top1", "eval/top1", "eval/top1_drop", "prune/sparsity", "prune/zeros", "prune/weights", "prune/guard",
@@ -67,7 +69,7 @@ def origin(summary: dict[str, Any]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What this is measured on."""
-    return {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform()}
+    return {"cores": os.cpu_count(), "processor": processor(), "system": platform.platform()}
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
@@ -75,14 +77,6 @@ def write(name: str, result: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return path
-
-
-def _processor() -> str:
-    """The model name of the processor, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def commit() -> str:

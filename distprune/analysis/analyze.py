@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distprune.analysis.analysis_tables import print_analysis_tables
 from distprune.analysis.costs import LayerCost, layer_costs, parameters
@@ -29,7 +28,9 @@ from distprune.training.checks import check_fit
 from distprune.training.devices import make_accelerator
 from distprune.training.finished import FinishedRun
 from distprune.training.held_out import open_split
-from distprune.training.logits import to_device
+from distprune.training.hosts import processor
+from distprune.training.logits import repeated, to_device
+from distprune.training.setup import place
 
 CHUNK = 1 << 24
 
@@ -133,20 +134,15 @@ def _time(
 
     for device in devices:
         forms = [
-            of_model(form, _placed(model, device, config), device)
+            of_model(form, place(model, config, device), device)
             for form, model in (("dense", models["dense"]), (name, pruned))
             if model is not None
         ]
         forms += _exported(run, device)
         for batch in batches:
-            timings += measure(forms, to_device(_repeated(inputs, batch), device), seconds, after_round)
+            timings += measure(forms, to_device(repeated(inputs, batch), device), seconds, after_round)
     progress.finish(None)
     return timings
-
-
-def _placed(model: nn.Module, device: torch.device, config: Config) -> nn.Module:
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if config.model.channels_last else model
 
 
 def _exported(run: FinishedRun, device: torch.device) -> list[Form]:
@@ -158,13 +154,6 @@ def _exported(run: FinishedRun, device: torch.device) -> list[Form]:
             compute = load_function(path.parent, device)
             forms.append(Form(path.parent.name, device, compute))
     return forms
-
-
-def _repeated(inputs: Inputs, batch: int) -> Inputs:
-    """As many samples as asked for, the same ones again and again."""
-    if isinstance(inputs, Tensor):
-        return inputs[torch.arange(batch, device=inputs.device) % len(inputs)]
-    return {name: value[torch.arange(batch, device=value.device) % len(value)] for name, value in inputs.items()}
 
 
 def _total(model: nn.Module | None, layers: dict[str, LayerCost]) -> dict[str, int]:
@@ -207,20 +196,11 @@ def _zipped(path: Path) -> int:
 
 def _machine(device: torch.device) -> dict[str, Any]:
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _numbers(text: str) -> list[int]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distprune.data import Inputs
 from distprune.structured.attention import ThinAttention
-from distprune.training.logits import logits_of
+from distprune.training.logits import count_samples, logits_of
 
 BY_WEIGHT = ("convolution", "_convolution", "addmm", "mm", "linear")
 """Operations whose work is in proportion to the weights that are not 0."""
@@ -44,7 +44,7 @@ def layer_costs(model: nn.Module, inputs: Inputs) -> dict[str, LayerCost]:
         model: bare; run once, in evaluation mode.
         inputs: some samples on its device, over which work is divided.
     """
-    samples = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
+    samples = count_samples(inputs)
     flops = _flops_by_module(model, inputs)
     costs = {}
     for name, module in model.named_modules():

@@ -25,7 +25,7 @@ def print_evaluation(target: str, overrides: Sequence[str] = ()) -> None:
     accelerator = make_accelerator(config)
     train = open_split(config, config.data.train_split, accelerator)
     held_out, classes = HeldOut(config, train, accelerator), train.outputs
-    model = place(make_model(config, train), config, accelerator)
+    model = place(make_model(config, train), config, accelerator.device)
     check_fit(model, held_out.split.first_inputs(), classes, accelerator)
     result = held_out.evaluate(model)
     weights = sum(p.numel() for p in model.parameters())

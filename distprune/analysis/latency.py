@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from distprune.data import Inputs
+from distprune.training.logits import count_samples
 
 MIN_ROUNDS = 9
 SLICE_S = 0.03
@@ -85,7 +86,7 @@ def measure(
         seconds: for each form, at least, and for `MIN_ROUNDS`.
         after_round: called after each.
     """
-    batch = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
+    batch = count_samples(inputs)
     peaks = [peak_memory(form, inputs) for form in forms]
     repeats = [_repeats(form, inputs) for form in forms]
     times: list[list[float]] = [[] for _ in forms]

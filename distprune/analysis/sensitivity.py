@@ -66,7 +66,7 @@ def print_sensitivity(path: str, overrides: Sequence[str], sparsities: str, out:
         held_out = open_split(config, config.data.eval_split, accelerator)
         train = open_split(config, config.data.train_split, accelerator)
         check_labels(train, held_out, "data.eval_split", config.data.eval_split)
-        model = place(make_model(config, train), config, accelerator)
+        model = place(make_model(config, train), config, accelerator.device)
         check_fit(model, held_out.first_inputs(), train.outputs, accelerator)
         tensors = _find_prunable(model, config)
         trials = [Trial(), *(Trial(tensor.name, level) for tensor in tensors for level in levels)]

@@ -8,22 +8,35 @@ prints one JSON object.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from distprune.data import PADDING, Inputs
+from distprune.data import Inputs
 from distprune.export.loading import load_function, read_figures
 from distprune.export.source import Source
 from distprune.training.finished import FinishedRun
-from distprune.training.logits import logits_of, to_device
-from distprune.training.tasks import rows
+from distprune.training.logits import logits_of, repeated, to_device
+from distprune.training.validation import compare
+
+
+class _Kept(nn.Module):
+    """A function of inputs as a model that keeps its last logits."""
+
+    def __init__(self, run: Callable[[Inputs], Tensor]) -> None:
+        super().__init__()
+        self._run = run
+        self.logits = torch.empty(0)
+
+    def forward(self, *images: Tensor, **texts: Tensor) -> Tensor:
+        self.logits = self._run(texts or images[0])
+        return self.logits
 
 
 def check(folder: Path, run: FinishedRun) -> dict[str, Any]:
@@ -35,53 +48,36 @@ def check(folder: Path, run: FinishedRun) -> dict[str, Any]:
     """
     source = Source.of(run)
     device = torch.device("cuda" if read_figures(folder)["format"] == "2:4" else "cpu")
-    exported = load_function(folder, device)
-    sums = torch.zeros(6, dtype=torch.float64)
+    compute = load_function(folder, device)
+    exported = _Kept(lambda inputs: compute(to_device(inputs, device)).cpu().float())
+    original = _Kept(lambda inputs: logits_of(source.model, inputs))
     difference = largest = 0.0
-    # One sample alone, then batches as they come: any number must do.
-    with torch.no_grad():
-        first = _first(source.held_out.first_inputs())
-        _logits(exported, first, device)
-        batches = tqdm(source.held_out.eval_batches(alone=True)(), desc="checking", unit="batch", disable=None)
-        for inputs, labels in batches:
-            mine, _ = rows(_logits(exported, inputs, device), labels)
-            theirs, known = rows(logits_of(source.model, inputs), labels)
-            there = known != PADDING
-            mine, theirs, known = mine[there], theirs[there], known[there]
-            difference = max(difference, float((mine - theirs).abs().max()))
-            largest = max(largest, float(theirs.abs().max()))
-            sums += torch.tensor(
-                [
-                    float((mine.argmax(1) == known).sum()),
-                    float((theirs.argmax(1) == known).sum()),
-                    float(F.cross_entropy(mine, known, reduction="sum")),
-                    float(F.cross_entropy(theirs, known, reduction="sum")),
-                    float((mine.argmax(1) == theirs.argmax(1)).sum()),
-                    len(known),
-                ],
-                dtype=torch.float64,
-            )
-    right, right_before, loss, loss_before, agree, samples = sums.tolist()
+
+    def look() -> None:
+        nonlocal difference, largest
+        difference = _greater(difference, exported.logits - original.logits)
+        largest = _greater(largest, original.logits)
+
+    with torch.no_grad():  # one sample alone, then batches as they come: any number must do
+        logits_of(exported, repeated(source.held_out.first_inputs(), 1))
+    batches = tqdm(source.held_out.eval_batches(alone=True)(), desc="checking", unit="batch", disable=None)
+    found = compare(original, exported, batches, (), source.accelerator, look)
     return {
-        "top1": 100 * right / samples,
-        "original_top1": 100 * right_before / samples,
-        "loss": loss / samples,
-        "original_loss": loss_before / samples,
-        "samples": int(samples),
-        "agree": agree / samples,
+        "top1": found["pruned"]["top1"],
+        "original_top1": found["dense"]["top1"],
+        "loss": found["pruned"]["loss"],
+        "original_loss": found["dense"]["loss"],
+        "samples": found["samples"],
+        "agree": found["agree"] / found["samples"],
         "max_difference": difference,
         "largest": largest,
     }
 
 
-def _logits(exported: Callable[[Inputs], Tensor], inputs: Inputs, device: torch.device) -> Tensor:
-    return exported(to_device(inputs, device)).cpu().float()
-
-
-def _first(inputs: Inputs) -> Inputs:
-    if isinstance(inputs, Tensor):
-        return inputs[:1]
-    return {name: value[:1] for name, value in inputs.items()}
+def _greater(known: float, values: Tensor) -> float:
+    """The largest magnitude so far; NaN once there was one."""
+    most = float(values.abs().max())
+    return most if math.isnan(most) or most > known else known
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def _print(figures: Mapping[str, Any], run: FinishedRun, folder: Path) -> None:
     table.add_row(
         "top-1, %", f"{run.summary['dense/top1']:.2f}", f"{figures['original_top1']:.2f}", f"{figures['top1']:.2f}"
     )
-    table.add_row("loss", "", f"{figures['original_loss']:.4f}", f"{figures['loss']:.4f}")
+    table.add_row("loss", "", *(_loss(figures[key]) for key in ("original_loss", "loss")))
     table.add_row("size", *(in_bytes(figures[key]) for key in ("dense_bytes", "pruned_bytes", "bytes")))
     share = figures["bytes"] / figures["dense_bytes"]
     table.add_row(
@@ -171,6 +171,10 @@ def _print(figures: Mapping[str, Any], run: FinishedRun, folder: Path) -> None:
     if (left := figures.get("dense")) and figures["format"] == "2:4":
         console.print(f"{len(left)} layers stay dense; {FIGURES} says why.", markup=False)
     console.print(f"\n{folder}: {', '.join([*figures['files'], 'README.md', FIGURES])}", soft_wrap=True, markup=False)
+
+
+def _loss(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f}"
 
 
 def _checked(path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int) -> FinishedRun:

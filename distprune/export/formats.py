@@ -10,14 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distprune.data import Inputs
 from distprune.export import onnx, program, two_four
 from distprune.export.shrunk import shrunk
 from distprune.export.source import Source
 from distprune.models.packed import save_packed
 from distprune.structured import kept_of, layout
-from distprune.training.logits import logits_of
-from distprune.training.whole import metadata
+from distprune.training.logits import logits_of, repeated, to_device
+from distprune.training.whole import metadata, plain_state
 
 
 def write(source: Source, form: str, folder: Path, int8: bool, calibration: int) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def _write_two_four(source: Source, folder: Path) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     two_four.need_gpu(device)
     model = source.model.half().to(device)
-    inputs = _repeated(two_four.halved(source.held_out.first_inputs()), device)
+    inputs = to_device(repeated(two_four.halved(source.held_out.first_inputs()), 64), device)
     with torch.no_grad():
         taken = two_four.inputs_of_layers(model, lambda: logits_of(model, inputs))
         choices = two_four.choose(model, taken, two_four.time_layer)
@@ -93,11 +92,4 @@ FORMATS: dict[str, Callable[[Source, Path], dict[str, Any]]] = {
 
 
 def _save(model: nn.Module, folder: Path) -> None:
-    state = {name: value.cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata(kept_of(model)))
-
-
-def _repeated(inputs: Inputs, device: torch.device, batch: int = 64) -> Inputs:
-    if isinstance(inputs, torch.Tensor):
-        return inputs.to(device)[torch.arange(batch, device=device) % len(inputs)]
-    return {name: value.to(device)[torch.arange(batch, device=device) % len(value)] for name, value in inputs.items()}
+    save_file(plain_state(model, 0), folder / "model.safetensors", metadata(kept_of(model)))

@@ -8,13 +8,11 @@ from torch import nn
 
 from distprune.errors import ConfigError
 from distprune.export.source import Source
-from distprune.pruning import masks as mask_ops
+from distprune.structured.pruner import unpack_units
 from distprune.structured.shrink import kept_of, note_kept, positions, resize
 from distprune.training.logits import logits_of
 from distprune.training.setup import find_prunable_channels
-
-TOLERANCE = 1e-5
-"""How much outputs may change, a fraction of the largest."""
+from distprune.training.shrinking import TOLERANCE
 
 
 def shrunk(source: Source) -> nn.Module:
@@ -34,16 +32,13 @@ def shrunk(source: Source) -> nn.Module:
         return model
     channels = find_prunable_channels(source.run.config, model, inputs)
     assert channels is not None
-    kept, packed = torch.ones(channels.units, dtype=torch.bool), load_file(source.run.folder.masks)
-    for group in channels.groups:
-        bits = kept[group.units][None]
-        if group.name not in packed:
-            raise ConfigError(
-                f"--format: {source.run.folder.masks} is of other channels than are found in the model now; take "
-                "the versions of distprune, torch and torch-pruning of the run (summary.json)"
-            )
-        mask_ops.check_packed(packed[group.name], bits, group.name)
-        mask_ops.unpack(packed[group.name], bits)
+    try:
+        kept = unpack_units(channels, load_file(source.run.folder.masks))
+    except ValueError as error:
+        raise ConfigError(
+            f"--format: {source.run.folder.masks} is of other channels than are found in the model now ({error}); take "
+            "the versions of distprune, torch and torch-pruning of the run (summary.json)"
+        ) from None
     with torch.no_grad():
         before = logits_of(model, inputs)
         where = positions(channels, torch.ones_like(kept), kept)
@@ -51,6 +46,6 @@ def shrunk(source: Source) -> nn.Module:
         note_kept(model, where)
         after = logits_of(model, inputs)
     difference, largest = float((before - after).abs().max()), max(1.0, float(before.abs().max()))
-    if not difference <= TOLERANCE * largest:
+    if not difference <= TOLERANCE["cpu"] * largest:
         raise ConfigError(f"--format: outputs change by {difference:.2g} without the channels; nothing was written")
     return model.eval()

@@ -211,17 +211,7 @@ class ChannelPruner(MaskHolder):
             ValueError: the state is of other groups; nothing has changed.
             MaskMismatchError: see `verify`.
         """
-        packed: dict[str, Tensor] = {name: local(bits).cpu() for name, bits in state["masks"].items()}
-        if packed.keys() != (names := {group.name for group in self.channels.groups}):
-            raise ValueError(
-                f"channels are of other groups: missing {sorted(names - packed.keys())}, unexpected "
-                f"{sorted(packed.keys() - names)}"
-            )
-        kept = torch.ones_like(self.kept)
-        for group in self.channels.groups:
-            bits = kept[group.units][None]
-            mask_ops.check_packed(packed[group.name], bits, group.name)
-            mask_ops.unpack(packed[group.name], bits)
+        kept = unpack_units(self.channels, {name: local(bits).cpu() for name, bits in state["masks"].items()})
         if bool((kept & ~self.present).any()):
             raise ValueError("channels that are kept were removed from the model; bring them back first, see `reshape`")
         self._scorer.load(state["observed"], state["observations"])
@@ -313,6 +303,25 @@ class ChannelPruner(MaskHolder):
                 f"at most {most:.4f} of the {self.budget} can go with the channels that may be removed and what stays "
                 f"of each group, but {self.schedule.final:g} is asked for; `left_out` says what stays dense, and why"
             )
+
+
+def unpack_units(channels: Channels, packed: Mapping[str, Tensor]) -> Tensor:
+    """Which units are kept (bool, one for each), out of the bits of each group; see `ChannelPruner.state_dict`.
+
+    Raises:
+        ValueError: the bits are of other groups.
+    """
+    if packed.keys() != (names := {group.name for group in channels.groups}):
+        raise ValueError(
+            f"channels are of other groups: missing {sorted(names - packed.keys())}, unexpected "
+            f"{sorted(packed.keys() - names)}"
+        )
+    kept = torch.ones(channels.units, dtype=torch.bool)
+    for group in channels.groups:
+        bits = kept[group.units][None]
+        mask_ops.check_packed(packed[group.name], bits, group.name)
+        mask_ops.unpack(packed[group.name], bits)
+    return kept
 
 
 def _tensors(model: nn.Module, channels: Channels, ranks: Ranks) -> list[Prunable]:

@@ -55,7 +55,7 @@ class FinishedRun:
     @property
     def validation(self) -> dict[str, Any] | None:
         """Accuracy of dense and pruned side by side, by set and class; None where it was not counted."""
-        return self._json("validation.json") if (self.folder.path / "validation.json").exists() else None
+        return self._json(self.folder.validation.name) if self.folder.validation.exists() else None
 
     @property
     def pruned_config(self) -> Config:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
+from pathlib import Path
 
 JOB_VARIABLES = {
     "job_id": "SLURM_JOB_ID",
@@ -25,3 +27,11 @@ def host() -> str:
 def slurm_job() -> dict[str, str]:
     """What Slurm says of the job this process is part of; empty outside of one."""
     return {name: os.environ[variable] for name, variable in JOB_VARIABLES.items() if os.environ.get(variable)}
+
+
+def processor() -> str:
+    """The model name of the processor, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -22,3 +22,15 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     if isinstance(inputs, Tensor):
         return inputs.to(device, non_blocking=True)
     return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+
+
+def count_samples(inputs: Inputs) -> int:
+    """How many samples there are."""
+    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
+
+
+def repeated(inputs: Inputs, count: int) -> Inputs:
+    """As many samples as asked for: the first ones, again and again."""
+    if isinstance(inputs, Tensor):
+        return inputs[torch.arange(count, device=inputs.device) % len(inputs)]
+    return {name: value[torch.arange(count, device=value.device) % len(value)] for name, value in inputs.items()}

@@ -82,15 +82,15 @@ def _build(config: Config, name: str, args: dict[str, Any], weights: str | None,
     return model
 
 
-def place(model: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
-    """Move a model to the device, in the configured memory format."""
-    model = model.to(accelerator.device)
+def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """Move a model to a device, in the configured memory format."""
+    model = model.to(device)
     return model.to(memory_format=torch.channels_last) if config.model.channels_last else model
 
 
 def place_frozen(model: nn.Module, config: Config, accelerator: Accelerator, sharded: bool) -> nn.Module:
     """Move a model that is not trained to the device, sharded and compiled on request."""
-    model = shard(model, accelerator) if sharded else place(model, config, accelerator)
+    model = shard(model, accelerator) if sharded else place(model, config, accelerator.device)
     if config.run.compile:
         model.compile()
     return model
@@ -309,7 +309,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         )
     bare = make_model(config, train)
     if not is_sharded(accelerator):  # else every rank's part is moved alone
-        place(bare, config, accelerator)
+        place(bare, config, accelerator.device)
     outputs = check_fit(bare, held_out.split.first_inputs(), classes, accelerator)
     permuted = None
     if config.prune.permute:
