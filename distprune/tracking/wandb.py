@@ -153,7 +153,7 @@ class WandbTracker:
             with suppress(Exception):
                 wandb.teardown()  # else it fails at exit once more, with a traceback
         if self._run.offline:
-            print(f"W&B was offline; to upload: wandb sync {self._folder}/wandb/offline-run-*-{self._run.id}")
+            print(f"W&B was offline; to upload: wandb sync {self._folder}/wandb/offline-run-*-{self._run.id}*")
 
     def _log(self, place: Row, names: Iterable[str], make: Callable[[], Mapping[str, Any]]) -> bool:
         """Log what `make` gives under `names`, with the step of `place`, unless W&B has it; whether it had not."""

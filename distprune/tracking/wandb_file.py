@@ -53,9 +53,12 @@ def kind_of(row: Iterable[str]) -> str:
 
 
 def logged_rows(folder: Path, run_id: str) -> Counter[tuple[str, int]]:
-    """How many rows the files of a run below `folder`/wandb hold of each kind (see `kind_of`) and trainer/step."""
+    """How many rows the files of a run below `folder`/wandb hold of each kind (see `kind_of`) and trainer/step.
+
+    A start leaves a folder run-TIME-ID; where two fall into one second, the later one's ends in -1.
+    """
     rows = Counter[tuple[str, int]]()
-    for path in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
+    for path in sorted(folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")):
         for record in read_records(path):
             if record.HasField("history"):
                 row = read_items(record.history.item)

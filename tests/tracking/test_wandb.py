@@ -223,7 +223,7 @@ def test_after_a_kill_the_files_hold_each_step_once(tmp_path, start_offline):
         assert code == -signal.SIGKILL, output
     code, output = start_offline(*words)
     assert code == 0, output
-    assert f"wandb sync run/wandb/offline-run-*-{(folder / 'wandb_id').read_text()}" in output
+    assert f"wandb sync run/wandb/offline-run-*-{(folder / 'wandb_id').read_text()}*" in output
     found = segments(folder)
     assert {segment.run.run_id for segment in found} == {(folder / "wandb_id").read_text()}
     assert all_steps(found) == [row["trainer/step"] for row in read_rows(folder)]
@@ -268,11 +268,13 @@ def test_the_end_of_w_and_b_is_not_the_end_of_the_run(tmp_path, start_offline):
 PROGRAM = """
 import json, sys
 from pathlib import Path
+from unittest import mock
 from distprune.config.schema import Wandb
 from distprune.tracking.tracker import Histogram
 from distprune.tracking.wandb import WandbTracker
-rows, steps, ending = json.loads(sys.argv[1])
-tracker = WandbTracker(Wandb(mode="offline"), Path("."), {}, {"a": (2, 5)})
+rows, steps, ending, second = json.loads(sys.argv[1])
+with mock.patch("wandb.Settings._start_datetime", second):
+    tracker = WandbTracker(Wandb(mode="offline"), Path("."), {}, {"a": (2, 5)})
 for row in rows:
     tracker.log(row)
 for step in steps:
@@ -290,9 +292,9 @@ tracker.finish(None if ending != "done" else {
 def track(tmp_path):
     """Hand a tracker of its own process rows and histograms of steps; returns all records of all such processes."""
 
-    def run(rows, steps=(), ending="killed"):
+    def run(rows, steps=(), ending="killed", second="20260102_030405"):
         (tmp_path / "metrics.jsonl").write_text("")
-        words = json.dumps([rows, list(steps), ending])
+        words = json.dumps([rows, list(steps), ending, second])
         environment = {**os.environ, "HOME": str(tmp_path / "home")}
         subprocess.run([sys.executable, "-c", PROGRAM, words], cwd=tmp_path, env=environment, check=True)
         return [r for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for r in read_records(path)]
@@ -307,10 +309,11 @@ def plain(records):
 
 
 @pytest.mark.slow
-def test_of_a_step_with_two_rows_both_are_handed_on_once(track):
+@pytest.mark.parametrize("length", [0, 1], ids=["in-one-second", "in-three"])
+def test_of_a_step_with_two_rows_both_are_handed_on_once(track, length):
     rows = [{"trainer/step": 1, "a": 1.0}, {"trainer/step": 2, "a": 2.0}, {"trainer/step": 2, "b": 3.0}]
-    for part in (rows[:2], rows[1:], rows):
-        records = track(part)
+    for start, part in enumerate((rows[:2], rows[1:], rows)):
+        records = track(part, second=f"20260102_03040{start * length}")
     assert plain(records) == rows
 
 
