@@ -66,7 +66,7 @@ def _latency(found: Mapping[str, Any]) -> Table:
     where = f"{found['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
     if found["machine"]["gpu"] is not None:
         where += f"; {found['machine']['gpu']}"
-    table = _table(f"Latency ({where})", "form", "ms", "10-90 %", "samples/s", "dense/this", "memory")
+    table = _table(f"Latency ({where})", "form", "ms", "10-90 %", "samples/s", "dense/this", "same way", "memory")
     for device, batch in dict.fromkeys((timing["device"], timing["batch"]) for timing in found["latency"]):
         table.add_section()
         table.add_row(f"[bold]{device}, batch {batch}")
@@ -78,10 +78,14 @@ def _latency(found: Mapping[str, Any]) -> Table:
                     f"{timing['median_ms']:.2f}",
                     f"{timing['low_ms']:.2f}-{timing['high_ms']:.2f}",
                     f"{timing['samples_per_s']:,.0f}",
-                    f"{timing['speedup']:.2f} ({timing['speedup_low']:.2f}-{timing['speedup_high']:.2f})",
+                    *(_ratio(timing, key) for key in ("speedup", "gain")),
                     "" if peak is None else in_bytes(peak),
                 )
     return table
+
+
+def _ratio(timing: Mapping[str, Any], key: str) -> str:
+    return "" if timing[key] is None else f"{timing[key]:.2f} ({timing[f'{key}_low']:.2f}-{timing[f'{key}_high']:.2f})"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from torch import nn
 
 from distprune.analysis.analysis_tables import print_analysis_tables
 from distprune.analysis.costs import LayerCost, layer_costs, parameters
+from distprune.analysis.exports import Exports
 from distprune.analysis.latency import MIN_ROUNDS, Form, Timing, measure, of_model
 from distprune.analysis.words import in_words
 from distprune.config import Config
 from distprune.data import Inputs
 from distprune.errors import ConfigError
-from distprune.export.loading import FIGURES, load_function, read_figures
+from distprune.export.source import Source
 from distprune.models.packed import save_packed
 from distprune.structured import kept_of
 from distprune.tracking import Progress
@@ -93,7 +94,13 @@ def analyze(run: FinishedRun, batches: Sequence[int], seconds: float) -> dict[st
     totals = {form: _total(models[form], layers) for form, layers in costs.items()}
     totals.setdefault("dense", _as_dense(totals["pruned"]))
     devices = sorted({torch.device("cpu"), accelerator.device}, key=str)
-    timings = _time(run, models, inputs, devices, batches, seconds, config)
+    with tempfile.TemporaryDirectory() as scratch:
+        dense = run.dense(train)
+        unpruned = None if dense is None else Source(run, accelerator, train, held_out, dense.eval())
+        exports = Exports(run.folder.path / "export", unpruned, Path(scratch))
+        timings = _time(
+            lambda device: [*_models(models, config, device), *exports.forms(device)], inputs, devices, batches, seconds
+        )
     sizes = _sizes(run, pruned)
     accuracy = run.validation["sets"]["eval"] if run.validation is not None else None
     layers = {name: asdict(cost) for name, cost in costs["pruned"].items()}
@@ -111,18 +118,28 @@ def analyze(run: FinishedRun, batches: Sequence[int], seconds: float) -> dict[st
     }
 
 
+def _models(models: Mapping[str, nn.Module | None], config: Config, device: torch.device) -> list[Form]:
+    """Dense and pruned as torch runs them, and compiled where the run was."""
+    dense, pruned = models["dense"], models["pruned"]
+    assert pruned is not None
+    name = "shrunk" if kept_of(pruned) else "masked"
+    forms = []
+    for compiled in (False, True) if config.run.compile else (False,):
+        way = " compiled" if compiled else ""
+        if dense is not None:
+            forms.append(of_model(f"dense{way}", place(dense, config, device), device, compiled))
+        forms.append(of_model(f"{name}{way}", place(pruned, config, device), device, compiled, f"dense{way}"))
+    return forms
+
+
 def _time(
-    run: FinishedRun,
-    models: dict[str, nn.Module | None],
+    forms: Callable[[torch.device], list[Form]],
     inputs: Inputs,
     devices: Sequence[torch.device],
     batches: Sequence[int],
     seconds: float,
-    config: Config,
 ) -> list[Timing]:
-    pruned, timings = models["pruned"], list[Timing]()
-    assert pruned is not None
-    name = "shrunk" if kept_of(pruned) else "masked"
+    timings = list[Timing]()
     total = len(devices) * len(batches) * MIN_ROUNDS
     done = 0
     progress = Progress(lambda: max(total, done), 0, "round")
@@ -133,27 +150,11 @@ def _time(
         progress.log({"trainer/step": done})
 
     for device in devices:
-        forms = [
-            of_model(form, place(model, config, device), device)
-            for form, model in (("dense", models["dense"]), (name, pruned))
-            if model is not None
-        ]
-        forms += _exported(run, device)
+        own = forms(device)
         for batch in batches:
-            timings += measure(forms, to_device(repeated(inputs, batch), device), seconds, after_round)
+            timings += measure(own, to_device(repeated(inputs, batch), device), seconds, after_round)
     progress.finish(None)
     return timings
-
-
-def _exported(run: FinishedRun, device: torch.device) -> list[Form]:
-    """What lies in the run's folder of exports and computes otherwise than its model: ONNX on a CPU, others on both."""
-    forms = []
-    for path in sorted((run.folder.path / "export").glob(f"*/{FIGURES}")):
-        form = read_figures(path.parent)["format"]
-        if form == "torch-export" or form == ("onnx" if device.type == "cpu" else "2:4"):
-            compute = load_function(path.parent, device)
-            forms.append(Form(path.parent.name, device, compute))
-    return forms
 
 
 def _total(model: nn.Module | None, layers: dict[str, LayerCost]) -> dict[str, int]:

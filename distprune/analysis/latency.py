@@ -30,11 +30,13 @@ class Form:
         name: of the form.
         device: on which it runs.
         run: computes its outputs.
+        peer: the name of the dense model's form that is run the same way, if that is not the first.
     """
 
     name: str
     device: torch.device
     run: Callable[[Inputs], object]
+    peer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Timing:
         samples_per_s: at the median.
         speedup: how many times as fast as the first form, the median over rounds of the ratio within a round.
         speedup_low, speedup_high: its tenth and ninetieth percentile.
+        gain, gain_low, gain_high: the same against its peer, what pruning brings without what the way to run it
+            brings; None where it has none.
         peak_bytes: of memory that one run takes beside weights and inputs; None where that is not known.
     """
 
@@ -66,6 +70,9 @@ class Timing:
     speedup_low: float
     speedup_high: float
     peak_bytes: int | None
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
 
     @property
     def verdict(self) -> int:
@@ -99,23 +106,26 @@ def measure(
     timings = []
     for form, own, peak in zip(forms, times, peaks, strict=True):
         low, median, high = _percentiles(own)
-        slow, ratio, fast = _percentiles([first / mine for first, mine in zip(times[0], own, strict=True)])
         ms = (1e3 * median, 1e3 * low, 1e3 * high)
-        ratios = (ratio, slow, fast)
-        threads = torch.get_num_threads()
-        timings.append(Timing(form.name, form.device.type, threads, batch, *ms, batch / median, *ratios, peak))
+        peers = [theirs for other, theirs in zip(forms, times, strict=True) if other.name == form.peer]
+        gain = _speedup(peers[0], own) if peers else ()
+        where = (form.name, form.device.type, torch.get_num_threads(), batch)
+        timings.append(Timing(*where, *ms, batch / median, *_speedup(times[0], own), peak, *gain))
     return timings
 
 
-def of_model(name: str, model: nn.Module, device: torch.device) -> Form:
-    """The form of a bare model on a device, in evaluation mode and without gradients."""
+def of_model(
+    name: str, model: nn.Module, device: torch.device, compiled: bool = False, peer: str | None = None
+) -> Form:
+    """The form of a bare model on a device, in evaluation mode and without gradients; compiled for each batch size."""
+    model.eval()
+    called = torch.compile(model, dynamic=False) if compiled else model
 
     def run(inputs: Inputs) -> object:
         with torch.inference_mode():
-            return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+            return called(inputs) if isinstance(inputs, Tensor) else called(**inputs)
 
-    model.eval()
-    return Form(name, device, run)
+    return Form(name, device, run, peer)
 
 
 def peak_memory(form: Form, inputs: Inputs) -> int | None:
@@ -160,6 +170,12 @@ def _time(form: Form, inputs: Inputs, repeats: int) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _speedup(base: Sequence[float], own: Sequence[float]) -> tuple[float, float, float]:
+    """The median of the ratios of times within a round, and their tenth and ninetieth percentile."""
+    low, median, high = _percentiles([theirs / mine for theirs, mine in zip(base, own, strict=True)])
+    return median, low, high
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:

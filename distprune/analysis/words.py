@@ -8,7 +8,6 @@ from typing import Any
 from distprune.analysis.latency import Timing
 from distprune.units import in_bytes
 
-ALIKE = ("dense", "masked")
 UNSTEADY = 1.5
 """Ratios of times that differ so much between rounds say nothing."""
 
@@ -72,8 +71,10 @@ def _faster(
         elif masked:
             words.append(_of_masked(device, masked, pattern, totals))
         for timing in max_batch(own):
-            if timing.form not in (*ALIKE, "shrunk") and timing.verdict:
-                words.append(f"On {device} {timing.form} is {_times(timing)} dense at batch {timing.batch}.")
+            if not timing.form.startswith("dense") and timing.form not in ("masked", "shrunk") and timing.verdict:
+                words.append(
+                    f"On {device} {timing.form} is {_times(timing)} dense at batch {timing.batch}{_beside(timing)}."
+                )
     return words
 
 
@@ -141,6 +142,11 @@ def max_batch(timings: Sequence[Timing]) -> list[Timing]:
     """Those of the largest batch."""
     most = max((timing.batch for timing in timings), default=0)
     return [timing for timing in timings if timing.batch == most]
+
+
+def _beside(timing: Timing) -> str:
+    """How much of that pruning has brought."""
+    return "" if timing.gain is None else f", and {timing.gain:.2f} times as fast as the dense model run the same way"
 
 
 def _times(timing: Timing) -> str:

@@ -81,6 +81,17 @@ def test_a_model_without_channels_costs_less_and_is_timed_as_shrunk(analyzed):
     assert "of the parameters and" in printed
 
 
+@pytest.mark.slow
+def test_what_a_runtime_or_a_compiler_brings_is_told_from_what_pruning_brings(analyzed, runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    assert command(["export", "channels", "--format", "onnx"]) == 0
+    printed, found = analyzed("channels", "run.compile=true", "--batch-sizes", "16")
+    forms = {t["form"]: t["gain"] for t in found["latency"]}
+    assert list(forms) == ["dense", "shrunk", "dense compiled", "shrunk compiled", "dense onnx", "onnx"]
+    assert [name for name, gain in forms.items() if gain is None] == ["dense", "dense compiled", "dense onnx"]
+    assert "times as fast as the dense model run the same way" in " ".join(printed.split())
+
+
 def test_scripts_get_json_and_threads(analyzed):
     printed, found = analyzed("weights", "--json", "--threads", "1")
     assert json.loads(printed) == found
@@ -119,7 +130,7 @@ def test_wrong_input_is_one_message(runs, monkeypatch, capsys, words, expected):
 
 
 def timing(form, speedup, low, high, batch=64):
-    return Timing(form, "cpu", 2, batch, 1, 1, 1, 64, speedup, low, high, None)
+    return Timing(form, "cpu", 2, batch, 1, 1, 1, 64, speedup, low, high, None, 1.5, 1.4, 1.6)
 
 
 TOTALS = {
@@ -135,8 +146,9 @@ TOTALS = {
         ("shrunk", 1.4, 1.3, 1.5, "1.40 times at batch 64; it multiplies 2.00 times less, but"),
         ("shrunk", 1.0, 0.9, 1.1, "is not faster on cpu (1.00 times at batch 64), though it multiplies 2.00"),
         ("shrunk", 1.6, 0.9, 2.7, "cannot be told: the machine had other work, and its rounds differ"),
-        ("onnx int8", 2.0, 1.9, 2.1, "onnx int8 is 2.00 times as fast as dense at batch 64"),
-        ("onnx int8", 0.5, 0.4, 0.6, "onnx int8 is 2.00 times slower than dense at batch 64"),
+        ("onnx int8", 2.0, 1.9, 2.1, "onnx int8 is 2.00 times as fast as dense at batch 64, and 1.50 times as fast as"),
+        ("onnx int8", 0.5, 0.4, 0.6, "onnx int8 is 2.00 times slower than dense at batch 64, and 1.50 times as fast"),
+        ("dense onnx", 2.0, 1.9, 2.1, ""),
     ],
 )
 def test_words_say_what_was_measured(form, speedup, low, high, expected):
@@ -145,6 +157,7 @@ def test_words_say_what_was_measured(form, speedup, low, high, expected):
         "run", "channels", TOTALS, sizes, [timing("dense", 1, 1, 1), timing(form, speedup, low, high)], None
     )
     assert expected in " ".join(words)
+    assert "dense onnx" not in " ".join(words)
 
 
 def test_words_name_the_class_that_lost_most():

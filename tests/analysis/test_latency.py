@@ -1,6 +1,7 @@
 """How forms of a model are timed side by side: with forms whose times are known."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,17 @@ def test_a_form_that_takes_half_the_time_is_twice_as_fast(monkeypatch):
     assert fast.peak_bytes is None, "no tensor was made"
     assert len(rounds) >= MIN_ROUNDS
     assert calls[-4:] in (["slow", "fast", "fast", "slow"], ["fast", "slow", "slow", "fast"]), "the order alternates"
+
+
+def test_what_pruning_gains_is_told_from_what_a_runtime_gains(monkeypatch):
+    monkeypatch.setattr(latency, "SLICE_S", 0.0)
+    calls = []
+    forms = [sleeping("dense", 0.04, calls), sleeping("dense onnx", 0.02, calls), sleeping("onnx", 0.01, calls)]
+    forms[2] = replace(forms[2], peer="dense onnx")
+    _, dense, pruned = measure(forms, torch.zeros(4, 1), 0.01)
+    assert (pruned.speedup, pruned.gain) == (pytest.approx(4, rel=0.15), pytest.approx(2, rel=0.15))
+    assert pruned.gain_low <= pruned.gain <= pruned.gain_high
+    assert dense.gain is None
 
 
 def test_a_small_or_unsteady_difference_is_none():
