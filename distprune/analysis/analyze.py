@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def print_analysis(
         torch.set_num_threads(threads)
     if not seconds > 0:
         raise ConfigError(f"--seconds: must be above 0, got {seconds}")
+    if (fault := run.folder.unwritable()) is not None:
+        raise ConfigError(fault)
     found = analyze(run, batches, seconds)
     run.folder.write_json("analysis.json", found)
     if as_json:
@@ -91,7 +93,7 @@ def analyze(run: FinishedRun, batches: Sequence[int], seconds: float) -> dict[st
     assert pruned is not None
     costs = {form: layer_costs(model, inputs) for form, model in models.items() if model is not None}
     totals = {form: _total(models[form], layers) for form, layers in costs.items()}
-    totals.setdefault("dense", _as_dense(totals["pruned"]))
+    totals.setdefault("dense", _as_dense(totals["pruned"], run.summary))
     devices = sorted({torch.device("cpu"), accelerator.device}, key=str)
     timings = _time(run, models, inputs, devices, batches, seconds, config)
     sizes = _sizes(run, pruned)
@@ -148,7 +150,7 @@ def _time(
 def _exported(run: FinishedRun, device: torch.device) -> list[Form]:
     """What lies in the run's folder of exports and computes otherwise than its model: ONNX on a CPU, others on both."""
     forms = []
-    for path in sorted((run.folder.path / "export").glob(f"*/{FIGURES}")):
+    for path in sorted((run.folder.path / "export").glob(f"[!.]*/{FIGURES}")):
         form = read_figures(path.parent)["format"]
         if form == "torch-export" or form == ("onnx" if device.type == "cpu" else "2:4"):
             compute = load_function(path.parent, device)
@@ -167,9 +169,11 @@ def _total(model: nn.Module | None, layers: dict[str, LayerCost]) -> dict[str, i
     }
 
 
-def _as_dense(total: dict[str, int]) -> dict[str, int]:
-    """What is known of a dense model that was not kept: it had the shape of the pruned one, at least."""
-    return {**total, "nonzero": total["parameters"], "effective_macs": total["macs"]}
+def _as_dense(total: dict[str, int], summary: Mapping[str, Any]) -> dict[str, int]:
+    """What is known of a dense model that was not kept: the run counted it if it pruned channels, else it had the
+    shape of the pruned one."""
+    every, macs = summary.get("params/dense", total["parameters"]), summary.get("macs/dense", total["macs"])
+    return {"parameters": every, "nonzero": every, "macs": macs, "effective_macs": macs}
 
 
 def _sizes(run: FinishedRun, pruned: nn.Module) -> dict[str, int]:
