@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from distprune.config import dump_config
 from distprune.entries import near
 from distprune.errors import ConfigError
 from distprune.export.card import write_card
@@ -24,6 +25,7 @@ from distprune.export.formats import FORMATS, write
 from distprune.export.loading import FIGURES
 from distprune.export.source import Source
 from distprune.training.finished import FinishedRun
+from distprune.training.run_folder import permissions
 from distprune.units import in_bytes
 
 TOLERANCES = {"safetensors": 0.0, "packed": 0.0, "shrunk": 1e-5, "onnx": 1e-4, "torch-export": 1e-4}
@@ -56,7 +58,7 @@ def print_export(
     """
     run = _checked(path, overrides, form, int8, calibration)
     name = form.replace(":", "-") + ("-int8" if int8 else "")
-    folder = Path(out) if out is not None else run.folder.path / "export" / name
+    folder = Path(out).expanduser() if out is not None else run.folder.path / "export" / name
     if folder.exists() and not (folder / FIGURES).exists():
         raise ConfigError(f"--out: {folder} is there and holds no export; choose another")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -84,8 +86,11 @@ def _export(
         bar.update()
         bar.set_description("writing")
         about = {"format": form, "outputs": source.train.outputs, **write(source, form, folder, int8, calibration)}
-        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        shutil.copy(run.folder.config, folder / "config.yaml")
+        files = {}
+        for file in sorted(folder.iterdir()):
+            file.chmod(permissions())
+            files[file.name] = file.stat().st_size
+        (folder / "config.yaml").write_text(dump_config(run.config), encoding="utf-8")
         if form == "safetensors":
             for pattern in BESIDE:
                 for file in run.folder.path.glob(pattern):

@@ -77,15 +77,17 @@ def quantize(source: Source, path: Path, samples: int) -> Path:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    out = path.with_name("model.int8.onnx")
+    out, beside = path.with_name("model.int8.onnx"), path.with_name(f"{path.name}.data").exists()
     with tempfile.TemporaryDirectory() as scratch, quiet():
         prepared = Path(scratch, "prepared.onnx")
         try:
-            quant_pre_process(path, prepared, skip_symbolic_shape=True)
+            quant_pre_process(
+                path, prepared, skip_symbolic_shape=True, save_as_external_data=beside, all_tensors_to_one_file=beside
+            )
             quantize_static(
                 prepared, out, _Calibration(source, samples), quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
+                calibrate_method=CalibrationMethod.MinMax, use_external_data_format=beside,
                 extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
             )  # fmt: skip
         except Exception as error:  # whatever a quantiser meets

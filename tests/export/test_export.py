@@ -1,7 +1,9 @@
 """`distprune export`: each format, loaded in a process of its own, is the model that was trained."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from onnx import numpy_helper
 from safetensors.torch import load_file
@@ -138,6 +141,8 @@ def test_channels_that_stayed_as_zeros_are_taken_away():
     assert figures["max_difference"] <= 1e-5 * max(1, figures["largest"])
     assert figures["top1"] == summary["eval/top1"]
     assert figures["parameters"] < summary["params/total"]
+    card = Path("channels/export/shrunk/README.md").read_text(encoding="utf-8")
+    assert f"| parameters, not zero | {figures['parameters']:,}, " in card
     model = load_model("channels/export/shrunk")
     assert sum(p.numel() for p in model.parameters()) == figures["parameters"]
 
@@ -153,6 +158,46 @@ def test_a_second_export_takes_the_place_of_the_first_only_when_it_is_whole(monk
     AcceleratorState._reset_state(reset_partial_state=True)
     assert command(["export", "weights", "--format", "packed", "--out", "there"]) == 0
     assert Path("there/model.safetensors").stat().st_mtime_ns != before
+
+
+def test_a_home_is_found_in_both_folders(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(runs / "weights")
+    assert command(["export", "~/run", "--format", "packed", "--out", "~/there"]) == 0
+    assert (tmp_path / "there" / "model.safetensors").exists()
+
+
+def test_others_may_read_an_export():
+    export("weights", "packed")
+    assert Path("weights/export/packed/model.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_model_that_was_moved_is_found_where_it_is_now(tmp_path, monkeypatch):
+    (tmp_path / "moved.py").write_text("from distprune.models.small import digits_cnn\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    export("weights", "packed", "model.name=moved:digits_cnn")
+    assert load_config("weights/export/packed/config.yaml").model.name == "moved:digits_cnn"
+
+
+def test_int8_of_a_model_with_weights_beside_it_leaves_none_of_them(monkeypatch):
+    monkeypatch.setattr("distprune.export.onnx.LARGEST", 1)
+    figures = export("weights", "onnx", "--quantize", "int8")
+    assert set(figures["files"]) == {"model.int8.onnx", "model.int8.onnx.data"}
+    assert figures["bytes"] < 0.5 * figures["dense_bytes"]
+
+
+def test_a_card_is_read_whatever_the_folder_is_called(runs):
+    shutil.copytree(runs / "weights", "a: b #1")
+    assert command(["export", "a: b #1", "--format", "packed"]) == 0
+    head = Path("a: b #1/export/packed/README.md").read_text(encoding="utf-8").split("---")[1]
+    assert yaml.safe_load(head)["model-index"][0]["name"] == "a: b #1-packed"
 
 
 def test_an_export_that_is_another_model_is_refused():
