@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,12 +17,13 @@ import yaml
 from accelerate.state import AcceleratorState
 from onnx import numpy_helper
 from safetensors.torch import load_file
+from torch import nn
 
 from distprune.cli import main as command
 from distprune.config import load_config
 from distprune.export import load_model, load_packed
 from distprune.export.export import ExportError, refuse
-from distprune.export.onnx import lost_zeros
+from distprune.export.onnx import Session, lost_zeros, quantize
 from distprune.export.source import Source
 from distprune.models import build_model, load_weights
 from distprune.train import main
@@ -102,6 +104,34 @@ def test_int8_keeps_zeros_and_accuracy():
         (same,) = [w for w in dense.values() if w.numel() == value.size and w.dim() > 1]
         zeros = int((same == 0).sum())
         assert zeros <= int(np.sum(value == 0)) < value.size
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_int8_keeps_the_biases_of_filters_that_are_all_zero(tmp_path, external):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 16)).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight[1] = 0
+            layer.bias[1] = 0.37
+        model[0].bias[2] = 0
+        model[0].weight[2] = 0
+    images = 20 * torch.randn(64, 1, 8, 8)
+    program = torch.onnx.export(
+        model, (images,), input_names=["images"], dynamo=True, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )  # fmt: skip
+    program.save(tmp_path / "model.onnx", external_data=external)
+    train = SimpleNamespace(drawn_inputs=lambda count, seed: [images])
+    source = SimpleNamespace(
+        names=[], values=lambda x: (x,), train=train, run=SimpleNamespace(config=load_config(DIGITS))
+    )
+    out = quantize(source, tmp_path / "model.onnx", 64)
+    assert (tmp_path / "model.int8.onnx.data").exists() == external
+    stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(out).graph.initializer}
+    biases = [stored[name] * stored[f"{name}_scale"] for name in stored if name.endswith("bias_quantized")]
+    assert [round(float(bias[1]), 4) for bias in biases] == [0.37, 0.37]
+    found, expected = Session(out)(images)[:, 1], model(images)[:, 1]
+    assert (found - expected).abs().max() <= 0.501 * stored["linear_scale"], "rounded once"
 
 
 def test_a_zero_that_would_be_none_is_seen(tmp_path):
