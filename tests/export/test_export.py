@@ -95,6 +95,8 @@ def test_int8_keeps_zeros_and_accuracy():
     figures = export("weights", "onnx", "--quantize", "int8", "--calibration", "200")
     assert abs(figures["top1"] - figures["original_top1"]) <= 0.5
     assert figures["calibration"] == 200
+    card = Path("weights/export/onnx-int8/README.md").read_text(encoding="utf-8")
+    assert "--format onnx --quantize int8 --calibration 200 --max-drop 0.5\n" in card
     graph = onnx.load("weights/export/onnx-int8/model.int8.onnx").graph
     small = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type == onnx.TensorProto.INT8}
     weights = [value for value in small.values() if value.ndim > 1]
@@ -247,6 +249,7 @@ def test_an_export_that_is_another_model_is_refused():
         (["weights", "--format", "onx"], ["--format: no format 'onx'; did you mean 'onnx'?", "torch-export"]),
         (["weights", "--format", "packed", "--quantize", "int8"], ["--quantize: int8 goes with --format onnx"]),
         (["weights", "--format", "onnx", "--calibration", "0"], ["--calibration: takes one sample at least"]),
+        (["weights", "--format", "onnx", "--max-drop", "nan"], ["--max-drop: takes points, 0 or more, got nan"]),
         (["none", "--format", "onnx"], ["none is no run folder"]),
         (["weights", "--format", "shrunk"], ["pruned single weights", "prune.pattern=channels"]),
         (["weights", "--format", "2:4"], ["NVIDIA GPU with sparse tensor cores"]),
