@@ -285,5 +285,7 @@ def test_models_of_texts_are_exported_with_any_number_of_tokens(tmp_path, job):
         figures = export(str(tmp_path / "run"), form)
         assert figures["max_difference"] <= 1e-4 * max(1, figures["largest"])
         assert figures["top1"] == figures["original_top1"]
+    card = (tmp_path / "run" / "export" / "onnx" / "README.md").read_text(encoding="utf-8")
+    assert ("(int64, N x tokens, 32 at most)" if job is classifier else "(int64, N x 16 tokens)") in card
     folder = tmp_path / "run" / "export" / "safetensors"
     assert json.loads((folder / "config.json").read_text())["architectures"]
