@@ -24,12 +24,13 @@ ELSEWHERE = {
     "pip install -e '.[dev]' && pytest": "is what runs this",
     "pip install -e '.[transformers]'": "is part of the extra dev",
     "pip install 'distprune[wandb]'": "is part of the extra dev",
-    "distprune slurm configs/digits.yaml --nodes 2 --gpus-per-node 8 --time 12:00:00 --submit": "tests/cluster/test_scripts.py",
-    "distprune slurm configs/cifar10_resnet20.yaml run.dir=/shared/runs/r20 --nodes 2 --gpus-per-node 8 --time 12:00:00 --submit":
+    "distprune slurm configs/digits.yaml --nodes 2 --gpus-per-node 8 --time 12:00:00 --submit":
         "tests/cluster/test_scripts.py",
+    "distprune slurm configs/cifar10_resnet20.yaml run.dir=/shared/runs/r20 --nodes 2 --gpus-per-node 8 "
+    "--time 12:00:00 --submit": "tests/cluster/test_scripts.py",
     "distprune slurm configs/digits.yaml --array configs/grid.yaml --at-once 4 --submit": "tests/cluster/test_array.py",
-    "sbatch --nodes=2 --gpus-per-node=8 --cpus-per-task=64 --time=12:00:00 slurm/train.sbatch configs/imagenet_resnet50.yaml "
-    "run.dir=/shared/runs/r50": "tests/cluster/test_train.py",
+    "sbatch --nodes=2 --gpus-per-node=8 --cpus-per-task=64 --time=12:00:00 slurm/train.sbatch "
+    "configs/imagenet_resnet50.yaml run.dir=/shared/runs/r50": "tests/cluster/test_train.py",
     "sbatch --array=0-5 slurm/sweep.sbatch configs/grid.yaml configs/digits.yaml": "tests/cluster/test_array.py",
     ". /shared/envs/distprune/bin/activate": "needs a cluster",
     "export DISTPRUNE_CACHE=/shared/cache/distprune HF_HOME=/shared/cache/huggingface": "needs a cluster",

@@ -65,6 +65,8 @@ def print_analysis(
         torch.set_num_threads(threads)
     if not seconds > 0:
         raise ConfigError(f"--seconds: must be above 0, got {seconds}")
+    if (fault := run.folder.unwritable()) is not None:
+        raise ConfigError(fault)
     found = analyze(run, batches, seconds)
     run.folder.write_json("analysis.json", found)
     if as_json:
@@ -92,7 +94,7 @@ def analyze(run: FinishedRun, batches: Sequence[int], seconds: float) -> dict[st
     assert pruned is not None
     costs = {form: layer_costs(model, inputs) for form, model in models.items() if model is not None}
     totals = {form: _total(models[form], layers) for form, layers in costs.items()}
-    totals.setdefault("dense", _as_dense(totals["pruned"]))
+    totals.setdefault("dense", _as_dense(totals["pruned"], run.summary))
     devices = sorted({torch.device("cpu"), accelerator.device}, key=str)
     with tempfile.TemporaryDirectory() as scratch:
         dense = run.dense(train)
@@ -168,9 +170,11 @@ def _total(model: nn.Module | None, layers: dict[str, LayerCost]) -> dict[str, i
     }
 
 
-def _as_dense(total: dict[str, int]) -> dict[str, int]:
-    """What is known of a dense model that was not kept: it had the shape of the pruned one, at least."""
-    return {**total, "nonzero": total["parameters"], "effective_macs": total["macs"]}
+def _as_dense(total: dict[str, int], summary: Mapping[str, Any]) -> dict[str, int]:
+    """What is known of a dense model that was not kept: the run counted it if it pruned channels, else it had the
+    shape of the pruned one."""
+    every, macs = summary.get("params/dense", total["parameters"]), summary.get("macs/dense", total["macs"])
+    return {"parameters": every, "nonzero": every, "macs": macs, "effective_macs": macs}
 
 
 def _sizes(run: FinishedRun, pruned: nn.Module) -> dict[str, int]:

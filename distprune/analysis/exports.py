@@ -32,7 +32,7 @@ class Exports:
     """
 
     def __init__(self, folder: Path, dense: Source | None, scratch: Path) -> None:
-        self._folders = [path.parent for path in sorted(folder.glob(f"*/{FIGURES}"))]
+        self._folders = [path.parent for path in sorted(folder.glob(f"[!.]*/{FIGURES}"))]
         self._dense = dense
         self._scratch = scratch
 

@@ -90,8 +90,8 @@ def write_allocation(found: Sensitivity, folder: SensitivityFolder, config: str)
     head = [
         f"Sparsity of each layer, {found.target:g} over all {found.weights:,} weights, by distprune sensitivity for",
         f"{config}. Pruned alone, by magnitude and without training, each layer raises the loss by",
-        f"{found.increase:.4g} (dense {found.dense.loss:.4g}, on {found.dense.samples:,} images), or less where it was",
-        f"measured no further. All figures are in {folder.figures.name}.",
+        f"{found.increase:.4g} (dense {found.dense.loss:.4g}, on {found.dense.samples:,} samples), or less where it",
+        f"was measured no further. All figures are in {folder.figures.name}.",
     ]
     sparsities = {name: round(layer.allocated, DECIMALS) for name, layer in found.layers.items()}
     text = "".join(f"# {line}\n" for line in head) + yaml.safe_dump(sparsities, sort_keys=False, width=1000)

@@ -20,7 +20,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, report: Path | None 
         folder: of the run.
         report: its page, if it was written.
     """
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=False, markup=False)
     layers = Table(title="Pruned layers", title_justify="left")
     channels = "prune/budget" in summary
     for column, justify in (

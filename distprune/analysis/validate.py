@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -89,7 +90,7 @@ def print_tables(sets: dict[str, Figures], what: str, console: Console) -> None:
     for name, figures in sets.items():
         dense = figures["dense"]
         before = None if dense is None else dense["top1"]
-        table.add_row(name, *_cells(figures["samples"], before, figures["pruned"]["top1"], wide))
+        table.add_row(escape(name), *_cells(figures["samples"], before, figures["pruned"]["top1"], wide))
     console.print(table)
     name, figures = next(iter(sets.items()))
     if figures["dense"] is None:
@@ -99,14 +100,15 @@ def print_tables(sets: dict[str, Figures], what: str, console: Console) -> None:
     changed = figures["samples"] - figures["agree"]
     console.print(
         f"Of {figures['samples']:,} {unit} of {name}, {changed:,} get another answer: {figures['lost']:,} were right "
-        f"before, {figures['gained']:,} are right now."
+        f"before, {figures['gained']:,} are right now.",
+        markup=False,
     )
     lost = [(one["pruned"] - one["dense"], name, one) for name, found in sets.items() for one in found["classes"]]
     lost = sorted((row for row in lost if row[0] < 0), key=lambda row: row[0])[:WORST]
     if lost:
         table = _table("Classes that lost most", "class", "set", wide=wide)
         for _, name, one in lost:
-            table.add_row(one["name"], name, *_cells(one["samples"], one["dense"], one["pruned"], wide))
+            table.add_row(escape(one["name"]), escape(name), *_cells(one["samples"], one["dense"], one["pruned"], wide))
         console.print()
         console.print(table)
 

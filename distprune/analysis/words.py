@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,8 @@ def _smaller(run: str, totals: Mapping[str, Mapping[str, int]], sizes: Mapping[s
     if packed < 0.9 * sizes["pruned"]:
         words.append(
             f"The file of the weights stores zeros like any number ({in_bytes(sizes['pruned'])}); packed it takes "
-            f"{in_bytes(packed)}, {_share(packed, whole)} of dense: distprune export {run} --format packed."
+            f"{in_bytes(packed)}, {_share(packed, whole)} of dense: distprune export {shlex.quote(run)} --format "
+            "packed."
         )
     elif pruned["parameters"] == dense["parameters"]:
         words.append("Nothing got smaller: too few weights are zero for a bitmask to pay.")

@@ -87,8 +87,10 @@ def write_card(source: Source, form: str, int8: bool, figures: Mapping[str, Any]
 def _loading(source: Source, form: str, int8: bool) -> str:
     names = source.names
     data = source.run.config.data
+    most = getattr(data, "max_length", None)
+    tokens = f"{most} tokens" if data.task == "causal_lm" else f"tokens, {most} at most"
     inputs = (
-        f"{', '.join(names)} (int64, N x tokens)"
+        f"{', '.join(names)} (int64, N x {tokens})"
         if names
         else IMAGES.format(mean=getattr(data, "mean", None), std=getattr(data, "std", None))
     )

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from distprune.config import dump_config
 from distprune.entries import near
 from distprune.errors import ConfigError
 from distprune.export.card import write_card
@@ -24,6 +25,7 @@ from distprune.export.formats import FORMATS, write
 from distprune.export.loading import FIGURES
 from distprune.export.source import Source
 from distprune.training.finished import FinishedRun
+from distprune.training.run_folder import permissions
 from distprune.units import in_bytes
 
 TOLERANCES = {"safetensors": 0.0, "packed": 0.0, "shrunk": 1e-5, "onnx": 1e-4, "torch-export": 1e-4}
@@ -54,9 +56,9 @@ def print_export(
         ConfigError: lists what is wrong with the arguments, or says why the model does not allow the format.
         ExportError: it was written, and does not compute what the model does.
     """
-    run = _checked(path, overrides, form, int8, calibration)
+    run = _checked(path, overrides, form, int8, calibration, max_drop)
     name = form.replace(":", "-") + ("-int8" if int8 else "")
-    folder = Path(out) if out is not None else run.folder.path / "export" / name
+    folder = Path(out).expanduser() if out is not None else run.folder.path / "export" / name
     if folder.exists() and not (folder / FIGURES).exists():
         raise ConfigError(f"--out: {folder} is there and holds no export; choose another")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -66,7 +68,7 @@ def print_export(
     except OSError as error:
         raise ConfigError(f"--out: cannot write to {folder}: {error.strerror}") from None
     try:
-        figures = _export(run, form, int8, calibration, partial, [path, *overrides])
+        figures = _export(run, form, int8, calibration, max_drop, partial, [path, *overrides])
         refuse(form, int8, figures, max_drop)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -76,7 +78,7 @@ def print_export(
 
 
 def _export(
-    run: FinishedRun, form: str, int8: bool, calibration: int, folder: Path, words: Sequence[str]
+    run: FinishedRun, form: str, int8: bool, calibration: int, max_drop: float, folder: Path, words: Sequence[str]
 ) -> dict[str, Any]:
     began = time.perf_counter()
     with tqdm(total=3, desc="reading", bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}", disable=None) as bar:
@@ -84,8 +86,11 @@ def _export(
         bar.update()
         bar.set_description("writing")
         about = {"format": form, "outputs": source.train.outputs, **write(source, form, folder, int8, calibration)}
-        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        shutil.copy(run.folder.config, folder / "config.yaml")
+        files = {}
+        for file in sorted(folder.iterdir()):
+            file.chmod(permissions())
+            files[file.name] = file.stat().st_size
+        (folder / "config.yaml").write_text(dump_config(run.config), encoding="utf-8")
         if form == "safetensors":
             for pattern in BESIDE:
                 for file in run.folder.path.glob(pattern):
@@ -107,6 +112,8 @@ def _export(
     }
     (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     options = f" --quantize int8 --calibration {calibration}" if int8 else ""
+    if int8 or form not in TOLERANCES:
+        options += f" --max-drop {max_drop:g}"
     command = f"distprune export {shlex.join(words)} --format {form}{options}"
     (folder / "README.md").write_text(write_card(source, form, int8, figures, command), encoding="utf-8")
     return figures
@@ -177,7 +184,9 @@ def _loss(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.4f}"
 
 
-def _checked(path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int) -> FinishedRun:
+def _checked(
+    path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int, max_drop: float
+) -> FinishedRun:
     faults = []
     if form not in FORMATS:
         faults.append(f"--format: no format {form!r}{near(form, list(FORMATS))}; there are {', '.join(FORMATS)}")
@@ -185,6 +194,8 @@ def _checked(path: str, overrides: Sequence[str], form: str, int8: bool, calibra
         faults.append(f"--quantize: int8 goes with --format onnx, not with {form}")
     if calibration < 1:
         faults.append(f"--calibration: takes one sample at least, got {calibration}")
+    if not max_drop >= 0:
+        faults.append(f"--max-drop: takes points, 0 or more, got {max_drop:g}")
     if faults:
         raise ConfigError(*faults)
     return FinishedRun(path, overrides)

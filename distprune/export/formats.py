@@ -35,7 +35,8 @@ def write(source: Source, form: str, folder: Path, int8: bool, calibration: int)
     about = FORMATS[form](source, folder)
     if int8:
         onnx.quantize(source, folder / "model.onnx", calibration)
-        (folder / "model.onnx").unlink()
+        for file in folder.glob("model.onnx*"):  # and its weights, where they lie beside it
+            file.unlink()
         about |= {"quantized": "int8", "calibration": min(calibration, len(source.train))}
     return about
 

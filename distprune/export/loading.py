@@ -42,7 +42,8 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 def load_function(folder: Path, device: torch.device) -> Callable[[Inputs], Tensor]:
-    """Any export as a function from inputs to logits; ONNX and what is read by `load_model` as 2:4 choose their device.
+    """Any export as a function from inputs to logits, without gradients; ONNX and what is read by `load_model` as 2:4
+    choose their device.
 
     Args:
         folder: of the export.
@@ -54,10 +55,14 @@ def load_function(folder: Path, device: torch.device) -> Callable[[Inputs], Tens
         return onnx.Session(path)
     if about["format"] == "torch-export":
         return program.read_program(folder / "model.pt2", about["inputs"], device)
-    model = load_model(folder).to(device)
-    if about["format"] != "2:4":
-        return lambda inputs: logits_of(model, inputs)
-    return lambda inputs: logits_of(model, two_four.halved(inputs)).float()
+    model, is_sparse = load_model(folder).to(device), about["format"] == "2:4"
+
+    def run(inputs: Inputs) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = logits_of(model, two_four.halved(inputs) if is_sparse else inputs)
+            return logits.float() if is_sparse else logits
+
+    return run
 
 
 def read_figures(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from distprune.export.source import Logits, Source
 OPSET = 18
 LARGEST = 1_800_000_000
 """Bytes of weights that one file may hold; others lie beside it."""
+BIAS_STEPS = 1 << 15
+"""See `refine_biases`."""
 
 
 def need() -> None:
@@ -77,22 +80,78 @@ def quantize(source: Source, path: Path, samples: int) -> Path:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    out = path.with_name("model.int8.onnx")
+    out, beside = path.with_name("model.int8.onnx"), path.with_name(f"{path.name}.data").exists()
     with tempfile.TemporaryDirectory() as scratch, quiet():
         prepared = Path(scratch, "prepared.onnx")
         try:
-            quant_pre_process(path, prepared, skip_symbolic_shape=True)
+            quant_pre_process(
+                path, prepared, skip_symbolic_shape=True, save_as_external_data=beside, all_tensors_to_one_file=beside
+            )
             quantize_static(
                 prepared, out, _Calibration(source, samples), quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
+                calibrate_method=CalibrationMethod.MinMax, use_external_data_format=beside,
                 extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
             )  # fmt: skip
         except Exception as error:  # whatever a quantiser meets
             raise ConfigError(f"--quantize: ONNX Runtime cannot quantise the model: {reason(error)}") from error
+        refine_biases(prepared, out)
         if lost := lost_zeros(prepared, out):
             raise ConfigError(f"--quantize: zeros of {', '.join(lost)} would be others in int8; nothing was written")
     return out
+
+
+def refine_biases(path: Path, quantized: Path) -> None:
+    """Store the biases of outputs whose weights are all zero in a quantised graph as finely as others.
+
+    A bias counts in steps of the scale of activations times that of weights, and ONNX Runtime gives weights that are
+    all zero a scale of 1. Any does for them, so they get one by which the bias is 2^15 steps.
+
+    Args:
+        path: of the graph before.
+        quantized: of the graph, which is replaced.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    before = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+    model = onnx.load(quantized)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    made = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    changed = False
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+            continue
+        weight, bias = made.get(node.input[1]), made.get(node.input[2])
+        if weight is None or bias is None or not {*weight.input, *bias.input} <= stored.keys():
+            continue
+        name = bias.input[0].removesuffix("_quantized")
+        scales = weight.input[1], bias.input[1]
+        if name not in before or any(uses[used] > 1 for used in (weight.output[0], bias.output[0], *scales)):
+            continue
+        values, of_weights, of_biases, steps, exact = (
+            numpy_helper.to_array(tensor).copy()
+            for tensor in (*(stored[used] for used in (weight.input[0], *scales, bias.input[0])), before[name])
+        )
+        axis = next((found.i for found in weight.attribute if found.name == "axis"), 0)
+        if not of_weights.shape == of_biases.shape == exact.shape == (values.shape[axis],):
+            continue
+        dead = ~np.moveaxis(values, axis, 0).reshape(len(exact), -1).any(1) & (exact != 0)
+        if not dead.any():
+            continue
+        of_activations = of_biases[dead] / of_weights[dead]
+        of_biases[dead] = np.abs(exact[dead]) / BIAS_STEPS
+        of_weights[dead] = of_biases[dead] / of_activations
+        steps[dead] = np.sign(exact[dead]) * BIAS_STEPS
+        for used, array in zip((*scales, bias.input[0]), (of_weights, of_biases, steps), strict=True):
+            stored[used].CopyFrom(numpy_helper.from_array(array, used))
+        changed = True
+    if changed:
+        beside = quantized.with_name(f"{quantized.name}.data")
+        external = beside.exists()
+        beside.unlink(missing_ok=True)
+        onnx.save(model, quantized, save_as_external_data=external, location=beside.name)
 
 
 def lost_zeros(path: Path, quantized: Path) -> list[str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from distprune.config import dump_config
 from distprune.config.schema import Data
 from distprune.errors import ConfigError
@@ -97,9 +99,13 @@ def _read(run: FinishedRun, name: str) -> Run:
     folder = run.folder
     summary = finite(run.summary)
     layers = list(summary["prune/layers"])
-    histograms = logged_histograms(folder.path / "histograms.jsonl")
-    if not histograms and folder.dense.exists():
-        histograms = counted_histograms(folder.dense, folder.model, layers)
+    try:
+        histograms = logged_histograms(folder.histograms)
+        if not histograms and folder.dense.exists():
+            histograms = counted_histograms(folder.dense, folder.model, layers)
+        kernels = _kernels(run, layers)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"the weights or histograms of {folder.path} cannot be read: {error}") from None
     return Run(
         name=name,
         path=folder.path,
@@ -111,7 +117,7 @@ def _read(run: FinishedRun, name: str) -> Run:
         validation=_optional(folder.path / "validation.json"),
         exports=_exports(folder.path / "export"),
         histograms=histograms,
-        kernels=_kernels(run, layers),
+        kernels=kernels,
         bytes_on_disk={
             form: file.stat().st_size
             for form, file in (("dense", folder.dense), ("pruned", folder.model))
@@ -149,7 +155,7 @@ def _optional(path: Path) -> dict[str, Any] | None:
 
 def _exports(folder: Path) -> dict[str, tuple[int, dict[str, Any]]]:
     found = {}
-    for figures in sorted(folder.glob("*/figures.json")):
+    for figures in sorted(folder.glob("[!.]*/figures.json")):  # one that begins with a dot is not whole
         files = [file for file in figures.parent.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files if file.name not in ("figures.json", "README.md"))
         found[figures.parent.name] = (size, _optional(figures) or {})

@@ -40,7 +40,8 @@ def _heat_map(run: Run) -> Iterator[Item]:
 
 def _table(run: Run) -> Iterator[Item]:
     layers, counted = run.summary["prune/layers"], (run.analysis or {}).get("layers") or {}
-    has_macs = any(name in counted for name in layers)
+    counted = {name: counted.get(name) or counted.get(name.removesuffix(".weight")) or {} for name in layers}
+    has_macs = any(counted.values())
     zeros, weights = ("gone", "channels") if run.has_channels else ("zeros", "weights")
     columns = [column("layer"), column("shape"), Column(weights), Column(zeros), Column("sparsity")]
     columns += [Column("MACs"), Column("effective MACs")] if has_macs else []
@@ -54,7 +55,7 @@ def _table(run: Run) -> Iterator[Item]:
             number(layer["sparsity"], ".2%", share=layer["sparsity"]),
         ]
         if has_macs:
-            cells += [number((counted.get(name) or {}).get(key)) for key in ("macs", "effective_macs")]
+            cells += [number(counted[name].get(key)) for key in ("macs", "effective_macs")]
         rows.append(tuple(cells))
     yield Table("Layers at the end", tuple(columns), rows)
 

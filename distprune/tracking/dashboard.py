@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distprune.errors import ConfigError
+from distprune.training.folder import Folder
 
 NAME = "distprune"
 STEP = "trainer/step"
@@ -149,11 +150,8 @@ def _save(entity: str | None, project: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with Folder(path.parent).into_place(path.name) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--save-to: cannot write {path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import math
 import netrc
 import os
 import secrets
+import shlex
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,7 +154,8 @@ class WandbTracker:
             with suppress(Exception):
                 wandb.teardown()  # else it fails at exit once more, with a traceback
         if self._run.offline:
-            print(f"W&B was offline; to upload: wandb sync {self._folder}/wandb/offline-run-*-{self._run.id}*")
+            folder = shlex.quote(str(self._folder))
+            print(f"W&B was offline; to upload: wandb sync {folder}/wandb/offline-run-*-{self._run.id}*")
 
     def _log(self, place: Row, names: Iterable[str], make: Callable[[], Mapping[str, Any]]) -> bool:
         """Log what `make` gives under `names`, with the step of `place`, unless W&B has it; whether it had not."""

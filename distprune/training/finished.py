@@ -33,7 +33,7 @@ class FinishedRun:
 
     def __init__(self, path: str, overrides: Sequence[str] = ()) -> None:
         self.folder = RunFolder(path)
-        if not Path(path).exists():
+        if not self.folder.path.exists():
             raise ConfigError(f"{path} is no run folder: there is no such thing")
         if not self.folder.config.exists():
             raise ConfigError(f"{path} is no run folder: it has no config.yaml")
@@ -50,7 +50,11 @@ class FinishedRun:
     @property
     def rows(self) -> list[dict[str, float]]:
         """Figures by step, in order."""
-        return [json.loads(line) for line in self.folder.metrics.read_text(encoding="utf-8").splitlines()]
+        path = self.folder.metrics
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
 
     @property
     def validation(self) -> dict[str, Any] | None:

@@ -174,10 +174,11 @@ class RunFolder(Folder):
             except SafetensorError as error:
                 number = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(number[1]) if number else errno.EIO, str(error), str(self.path / name)) from None
-            partial.chmod(0o666 & ~_umask())
+            partial.chmod(permissions())
 
 
-def _umask() -> int:
+def permissions() -> int:
+    """Of a new file; safetensors lets nobody else read its own."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask

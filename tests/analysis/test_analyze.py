@@ -109,6 +109,32 @@ def test_a_run_whose_dense_model_was_not_kept_is_compared_with_nothing(analyzed,
     assert "The dense model was not kept" in printed
 
 
+def test_what_was_taken_out_is_known_without_the_dense_model(analyzed, runs):
+    kept = (runs / "channels" / "dense.safetensors").rename(runs / "kept")
+    try:
+        printed, found = analyzed("channels")
+    finally:
+        kept.rename(runs / "channels" / "dense.safetensors")
+    assert found["totals"]["dense"]["parameters"] == 38_330
+    assert found["totals"]["dense"]["macs"] == 337_536
+    assert "Nothing got smaller" not in printed
+
+
+def test_an_export_that_was_cut_off_is_not_timed(analyzed, runs):
+    partial = runs / "weights" / "export" / ".onnx.partial"
+    partial.mkdir(parents=True)
+    (partial / "figures.json").write_text('{"format": "onnx"}', encoding="utf-8")
+    _, found = analyzed("weights")
+    assert {t["form"] for t in found["latency"]} == {"dense", "masked"}
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(runs, monkeypatch, capsys):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert command(["analyze", str(runs / "weights"), *QUICK]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -158,6 +184,12 @@ def test_words_say_what_was_measured(form, speedup, low, high, expected):
     )
     assert expected in " ".join(words)
     assert "dense onnx" not in " ".join(words)
+
+
+def test_words_quote_the_folder():
+    totals = {form: {"parameters": 10, "nonzero": 10, "macs": 10, "effective_macs": 10} for form in ("dense", "pruned")}
+    words = in_words("a b", None, totals, {"dense": 100, "pruned": 100, "packed": 10}, (), None)
+    assert "distprune export 'a b' --format packed." in words[0]
 
 
 def test_words_name_the_class_that_lost_most():

@@ -82,6 +82,16 @@ def test_a_folder_of_old_has_no_dense_model(folder, capsys):
     assert read_json(folder / "validation.json")["sets"]["eval"]["dense"] is None
 
 
+@pytest.mark.parametrize("name", ["dog [small]", "[/INST]"])
+def test_brackets_in_names_are_no_markup(name):
+    one = {"top1": 50.0, "loss": 0.1}
+    figures = {"samples": 2, "dense": one, "pruned": one, "agree": 1, "lost": 1, "gained": 0}
+    out = io.StringIO()
+    classes = [{"name": name, "samples": 2, "dense": 100.0, "pruned": 50.0}]
+    print_tables({name: {**figures, "classes": classes}}, "texts", Console(file=out, width=100))
+    assert out.getvalue().count(name) == 4
+
+
 @pytest.mark.parametrize("width", [32, 40, 59, 60, 100])
 def test_tables_fit_the_terminal(width):
     def figures(dense):

@@ -1,24 +1,29 @@
 """`distprune export`: each format, loaded in a process of its own, is the model that was trained."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from onnx import numpy_helper
 from safetensors.torch import load_file
+from torch import nn
 
 from distprune.cli import main as command
 from distprune.config import load_config
 from distprune.export import load_model, load_packed
 from distprune.export.export import ExportError, refuse
-from distprune.export.onnx import lost_zeros
+from distprune.export.onnx import Session, lost_zeros, quantize
 from distprune.export.source import Source
 from distprune.models import build_model, load_weights
 from distprune.train import main
@@ -90,6 +95,8 @@ def test_int8_keeps_zeros_and_accuracy():
     figures = export("weights", "onnx", "--quantize", "int8", "--calibration", "200")
     assert abs(figures["top1"] - figures["original_top1"]) <= 0.5
     assert figures["calibration"] == 200
+    card = Path("weights/export/onnx-int8/README.md").read_text(encoding="utf-8")
+    assert "--format onnx --quantize int8 --calibration 200 --max-drop 0.5\n" in card
     graph = onnx.load("weights/export/onnx-int8/model.int8.onnx").graph
     small = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type == onnx.TensorProto.INT8}
     weights = [value for value in small.values() if value.ndim > 1]
@@ -99,6 +106,34 @@ def test_int8_keeps_zeros_and_accuracy():
         (same,) = [w for w in dense.values() if w.numel() == value.size and w.dim() > 1]
         zeros = int((same == 0).sum())
         assert zeros <= int(np.sum(value == 0)) < value.size
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_int8_keeps_the_biases_of_filters_that_are_all_zero(tmp_path, external):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 16)).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight[1] = 0
+            layer.bias[1] = 0.37
+        model[0].bias[2] = 0
+        model[0].weight[2] = 0
+    images = 20 * torch.randn(64, 1, 8, 8)
+    program = torch.onnx.export(
+        model, (images,), input_names=["images"], dynamo=True, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )  # fmt: skip
+    program.save(tmp_path / "model.onnx", external_data=external)
+    train = SimpleNamespace(drawn_inputs=lambda count, seed: [images])
+    source = SimpleNamespace(
+        names=[], values=lambda x: (x,), train=train, run=SimpleNamespace(config=load_config(DIGITS))
+    )
+    out = quantize(source, tmp_path / "model.onnx", 64)
+    assert (tmp_path / "model.int8.onnx.data").exists() == external
+    stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(out).graph.initializer}
+    biases = [stored[name] * stored[f"{name}_scale"] for name in stored if name.endswith("bias_quantized")]
+    assert [round(float(bias[1]), 4) for bias in biases] == [0.37, 0.37]
+    found, expected = Session(out)(images)[:, 1], model(images)[:, 1]
+    assert (found - expected).abs().max() <= 0.501 * stored["linear_scale"], "rounded once"
 
 
 def test_a_zero_that_would_be_none_is_seen(tmp_path):
@@ -138,6 +173,8 @@ def test_channels_that_stayed_as_zeros_are_taken_away():
     assert figures["max_difference"] <= 1e-5 * max(1, figures["largest"])
     assert figures["top1"] == summary["eval/top1"]
     assert figures["parameters"] < summary["params/total"]
+    card = Path("channels/export/shrunk/README.md").read_text(encoding="utf-8")
+    assert f"| parameters, not zero | {figures['parameters']:,}, " in card
     model = load_model("channels/export/shrunk")
     assert sum(p.numel() for p in model.parameters()) == figures["parameters"]
 
@@ -153,6 +190,46 @@ def test_a_second_export_takes_the_place_of_the_first_only_when_it_is_whole(monk
     AcceleratorState._reset_state(reset_partial_state=True)
     assert command(["export", "weights", "--format", "packed", "--out", "there"]) == 0
     assert Path("there/model.safetensors").stat().st_mtime_ns != before
+
+
+def test_a_home_is_found_in_both_folders(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(runs / "weights")
+    assert command(["export", "~/run", "--format", "packed", "--out", "~/there"]) == 0
+    assert (tmp_path / "there" / "model.safetensors").exists()
+
+
+def test_others_may_read_an_export():
+    export("weights", "packed")
+    assert Path("weights/export/packed/model.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_model_that_was_moved_is_found_where_it_is_now(tmp_path, monkeypatch):
+    (tmp_path / "moved.py").write_text("from distprune.models.small import digits_cnn\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    export("weights", "packed", "model.name=moved:digits_cnn")
+    assert load_config("weights/export/packed/config.yaml").model.name == "moved:digits_cnn"
+
+
+def test_int8_of_a_model_with_weights_beside_it_leaves_none_of_them(monkeypatch):
+    monkeypatch.setattr("distprune.export.onnx.LARGEST", 1)
+    figures = export("weights", "onnx", "--quantize", "int8")
+    assert set(figures["files"]) == {"model.int8.onnx", "model.int8.onnx.data"}
+    assert figures["bytes"] < 0.5 * figures["dense_bytes"]
+
+
+def test_a_card_is_read_whatever_the_folder_is_called(runs):
+    shutil.copytree(runs / "weights", "a: b #1")
+    assert command(["export", "a: b #1", "--format", "packed"]) == 0
+    head = Path("a: b #1/export/packed/README.md").read_text(encoding="utf-8").split("---")[1]
+    assert yaml.safe_load(head)["model-index"][0]["name"] == "a: b #1-packed"
 
 
 def test_an_export_that_is_another_model_is_refused():
@@ -172,6 +249,7 @@ def test_an_export_that_is_another_model_is_refused():
         (["weights", "--format", "onx"], ["--format: no format 'onx'; did you mean 'onnx'?", "torch-export"]),
         (["weights", "--format", "packed", "--quantize", "int8"], ["--quantize: int8 goes with --format onnx"]),
         (["weights", "--format", "onnx", "--calibration", "0"], ["--calibration: takes one sample at least"]),
+        (["weights", "--format", "onnx", "--max-drop", "nan"], ["--max-drop: takes points, 0 or more, got nan"]),
         (["none", "--format", "onnx"], ["none is no run folder"]),
         (["weights", "--format", "shrunk"], ["pruned single weights", "prune.pattern=channels"]),
         (["weights", "--format", "2:4"], ["NVIDIA GPU with sparse tensor cores"]),
@@ -207,5 +285,7 @@ def test_models_of_texts_are_exported_with_any_number_of_tokens(tmp_path, job):
         figures = export(str(tmp_path / "run"), form)
         assert figures["max_difference"] <= 1e-4 * max(1, figures["largest"])
         assert figures["top1"] == figures["original_top1"]
+    card = (tmp_path / "run" / "export" / "onnx" / "README.md").read_text(encoding="utf-8")
+    assert ("(int64, N x tokens, 32 at most)" if job is classifier else "(int64, N x 16 tokens)") in card
     folder = tmp_path / "run" / "export" / "safetensors"
     assert json.loads((folder / "config.json").read_text())["architectures"]

@@ -5,7 +5,7 @@ import math
 
 
 def add_analysis(folder, layers):
-    """analysis.json, as `distprune analyze` writes it."""
+    """analysis.json, as `distprune analyze` writes it; its layers are modules."""
     latency = [
         {
             "form": form,
@@ -24,7 +24,13 @@ def add_analysis(folder, layers):
     content = {
         "machine": {"cpu": "Xeon <2 GHz>", "threads": 2, "gpu": None, "torch": "2.15.0"},
         "layers": {
-            name: {"shape": [2, 3], "weights": 6, "zeros": 3, "macs": 1000 * (i + 1), "effective_macs": 300 * (i + 1)}
+            name.removesuffix(".weight"): {
+                "shape": [2, 3],
+                "weights": 6,
+                "zeros": 3,
+                "macs": 1000 * (i + 1),
+                "effective_macs": 300 * (i + 1),
+            }
             for i, name in enumerate(layers)
         },
         "totals": {

@@ -108,6 +108,29 @@ def test_what_was_measured_is_shown(full, tmp_path, capsys):
     assert "distprune validate" not in shown
 
 
+def test_layers_have_the_work_that_was_counted_of_their_modules(copied):
+    add_analysis(copied, ["0.weight", "3.weight"])
+    assert report(copied) == 0
+    shown = " ".join(text(copied / "report.html").split())
+    assert "sparsity MACs effective MACs 0.weight" in shown
+    (row,) = re.findall(r"3\.weight 32 [^%]+% (\S+ \S+)", shown)
+    assert row == "2,000 600"
+
+
+def test_an_export_that_was_cut_off_is_not_shown(copied):
+    add_exports(copied)
+    (copied / "export" / "onnx").rename(copied / "export" / ".onnx.partial")
+    (run,) = gather([str(copied)])
+    assert list(run.exports) == ["packed"]
+
+
+@pytest.mark.parametrize("damaged", ["metrics.jsonl", "histograms.jsonl", "dense.safetensors"])
+def test_a_file_that_cannot_be_read_is_named(damaged, copied, capsys):
+    (copied / damaged).write_text('{"trainer/st', encoding="utf-8")
+    assert report(copied) == 2
+    assert str(copied) in capsys.readouterr().err
+
+
 def test_corruptions_that_were_left_out_are_named_with_their_command(copied):
     add_validation(copied)
     found = read_json(copied / "validation.json")

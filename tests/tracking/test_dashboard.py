@@ -90,6 +90,12 @@ def test_a_file_that_cannot_be_written_is_named(capsys, tmp_path):
     assert "--save-to: cannot write" in capsys.readouterr().err
 
 
+def test_a_file_below_a_file_is_refused(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert main(["dashboard", "--save-to", str(tmp_path / "file" / "x.json")]) == 2
+    assert "--save-to: cannot write" in capsys.readouterr().err
+
+
 def test_a_word_too_many_is_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["dashboard", "runs/digits"])
