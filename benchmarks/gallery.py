@@ -46,7 +46,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "weights": "resnet56-4bfd9763.th",
         "overrides": ["phases.prune={steps: 200, lr: 0.02, schedule: constant, warmup_steps: 20}",
                       "phases.finetune={steps: 200, lr: 0.02}", "prune.every=10", "eval.every=200",
-                      "prune.channels.multiple=8"],
+                      "prune.allocation=uniform", "prune.channels.multiple=8"],
         "exports": [["onnx"], ["onnx", "--quantize", "int8"]],
     },
 }  # fmt: skip
@@ -82,7 +82,7 @@ def make(name: str, job: dict[str, Any], data: Path, models: Path, out: Path) ->
             distprune("export", str(folder), "--format", *form)
         exports[figures.parent.name] = json.loads(figures.read_text(encoding="utf-8"))
     if not (folder / "analysis.json").exists():
-        distprune("analyze", str(folder))
+        distprune("analyze", str(folder), "run.compile=true")
     distprune("report", str(folder))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     analysis = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))

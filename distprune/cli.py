@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+STOPPED_EARLY = 75
+"""The exit code of what was stopped and goes on when it is called again (EX_TEMPFAIL)."""
 SPARSITIES = "0.5,0.7,0.8,0.9,0.95,0.98,0.99"
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "section.key=value", "help": "settings that replace the file's"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 the command line or configuration is wrong."""
+    """Run one command and return its exit code: 0 done, 1 failed, 2 the command line or configuration is wrong, 75
+    stopped where the same command goes on, 130 stopped otherwise."""
     parser = _parser()
     argv = list(sys.argv[1:] if argv is None else argv)
     words, rest = parser.parse_known_args(argv)
@@ -22,7 +27,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     words.overrides += rest
     words.typed = argv[1:]
-    return int(words.run(words))
+    try:
+        with _signals_raise():
+            return int(words.run(words))
+    except KeyboardInterrupt:
+        goes_on = words.run is _validate
+        if int(os.environ.get("RANK", 0)) == 0:
+            more = "; the same command goes on" if goes_on else ""
+            print(f"distprune: stopped by a signal{more}", file=sys.stderr)
+        return STOPPED_EARLY if goes_on else 130
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that it ends its own processes and leaves nothing half written."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Exact(argparse.ArgumentParser):
@@ -90,9 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--quantize", choices=["int8"], help="weights and activations in 8 bits; of onnx")
     export.add_argument("--calibration", type=int, default=512, metavar="N", help="samples for that (default 512)")
-    export.add_argument(
-        "--max-drop", type=float, default=0.5, metavar="P", help="points that int8 and 2:4 may lose (default 0.5)"
-    )
+    export.add_argument("--max-drop", type=float, metavar="P", help="points that int8 and 2:4 may lose (default 0.5)")
     export.add_argument("--out", metavar="DIR", help="folder (default: RUN_DIR/export/FORMAT)")
     add(
         "validate",
@@ -209,7 +230,7 @@ def _report(words: argparse.Namespace) -> int:
 def _sensitivity(words: argparse.Namespace) -> int:
     from distprune.analysis.sensitivity import print_sensitivity
     from distprune.errors import reason
-    from distprune.train import STOPPED_EARLY, report
+    from distprune.train import report
     from distprune.training.liveness import is_lost_rank
     from distprune.training.stopping import Stopped
 
@@ -217,7 +238,7 @@ def _sensitivity(words: argparse.Namespace) -> int:
         return _answer(lambda: print_sensitivity(words.config, words.overrides, words.sparsities, words.out), words)
     except (Stopped, KeyboardInterrupt) as stop:
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"distprune: {stop or 'stopped by a signal'}; the same command goes on", file=sys.stderr)
+            print(f"distprune: {str(stop) or 'stopped by a signal'}; the same command goes on", file=sys.stderr)
         return STOPPED_EARLY
     except Exception as error:
         if not is_lost_rank(error):

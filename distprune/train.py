@@ -17,6 +17,7 @@ import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
 
 from distprune.analysis.tables import print_summary
+from distprune.cli import STOPPED_EARLY
 from distprune.config import dump_config, load_config
 from distprune.errors import ConfigError, reason, remedy
 from distprune.pruning import MaskHolder, MaskMismatchError, NonFiniteError, WeightMismatchError
@@ -49,7 +50,6 @@ EXPECTED = (
     ShrinkError,
 )
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-STOPPED_EARLY = 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,10 @@ from rich.table import Table
 
 from distprune.units import in_bytes
 
+WIDE_ONLY = ["10-90 %", "samples/s"]
+WIDE = 100
+"""Columns of a terminal; on a narrower one tables show less, and the JSON has it all."""
+
 
 def print_analysis_tables(found: Mapping[str, Any], folder: Path) -> None:
     """Print layers, totals, sizes, latency, and what they come to in words.
@@ -21,7 +25,8 @@ def print_analysis_tables(found: Mapping[str, Any], folder: Path) -> None:
         folder: of the run.
     """
     console = Console(highlight=False)
-    for table in (_layers(found), _totals(found), _latency(found)):
+    wide = console.width >= WIDE
+    for table in (_layers(found, wide), _totals(found), _latency(found, wide)):
         console.print(table)
         console.print()
     for sentence in found["words"]:
@@ -29,17 +34,17 @@ def print_analysis_tables(found: Mapping[str, Any], folder: Path) -> None:
     console.print(f"\nFigures: {folder / 'analysis.json'}", soft_wrap=True, markup=False)
 
 
-def _layers(found: Mapping[str, Any]) -> Table:
-    table = _table("Layers", "layer", "shape", "weights", "zeros", "MACs", "effective")
+def _layers(found: Mapping[str, Any], wide: bool) -> Table:
+    table = _table("Layers", "layer", *["shape"] * wide, "weights", "zeros", "MACs", *["effective"] * wide)
     for name, layer in found["layers"].items():
         share = layer["zeros"] / layer["weights"] if layer["weights"] else 0.0
         table.add_row(
             name or "(the model)",
-            " x ".join(map(str, layer["shape"])),
+            *[" x ".join(map(str, layer["shape"]))] * wide,
             f"{layer['weights']:,}",
             f"{100 * share:.1f} %",
             f"{layer['macs']:,}",
-            f"{layer['effective_macs']:,}",
+            *[f"{layer['effective_macs']:,}"] * wide,
         )
     return table
 
@@ -61,12 +66,12 @@ def _totals(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def _latency(found: Mapping[str, Any]) -> Table:
+def _latency(found: Mapping[str, Any], wide: bool) -> Table:
     threads = found["machine"]["threads"]
     where = f"{found['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
     if found["machine"]["gpu"] is not None:
         where += f"; {found['machine']['gpu']}"
-    table = _table(f"Latency ({where})", "form", "ms", "10-90 %", "samples/s", "dense/this", "same way", "memory")
+    table = _table(f"Latency ({where})", "form", "ms", *WIDE_ONLY * wide, "dense/this", "same way", *["memory"] * wide)
     for device, batch in dict.fromkeys((timing["device"], timing["batch"]) for timing in found["latency"]):
         table.add_section()
         table.add_row(f"[bold]{device}, batch {batch}")
@@ -76,16 +81,17 @@ def _latency(found: Mapping[str, Any]) -> Table:
                 table.add_row(
                     timing["form"],
                     f"{timing['median_ms']:.2f}",
-                    f"{timing['low_ms']:.2f}-{timing['high_ms']:.2f}",
-                    f"{timing['samples_per_s']:,.0f}",
-                    *(_ratio(timing, key) for key in ("speedup", "gain")),
-                    "" if peak is None else in_bytes(peak),
+                    *[f"{timing['low_ms']:.2f}-{timing['high_ms']:.2f}", f"{timing['samples_per_s']:,.0f}"] * wide,
+                    *(_ratio(timing, key, wide) for key in ("speedup", "gain")),
+                    *["" if peak is None else in_bytes(peak)] * wide,
                 )
     return table
 
 
-def _ratio(timing: Mapping[str, Any], key: str) -> str:
-    return "" if timing[key] is None else f"{timing[key]:.2f} ({timing[f'{key}_low']:.2f}-{timing[f'{key}_high']:.2f})"
+def _ratio(timing: Mapping[str, Any], key: str, wide: bool) -> str:
+    if timing[key] is None:
+        return ""
+    return f"{timing[key]:.2f}" + f" ({timing[f'{key}_low']:.2f}-{timing[f'{key}_high']:.2f})" * wide
 
 
 def _table(title: str, *columns: str) -> Table:

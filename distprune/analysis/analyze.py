@@ -99,7 +99,7 @@ def analyze(run: FinishedRun, batches: Sequence[int], seconds: float) -> dict[st
     with tempfile.TemporaryDirectory() as scratch:
         dense = run.dense(train)
         unpruned = None if dense is None else Source(run, accelerator, train, held_out, dense.eval())
-        exports = Exports(run.folder.path / "export", unpruned, Path(scratch))
+        exports = Exports(run.folder.path / "export", unpruned, Path(scratch), bool(kept_of(pruned)))
         timings = _time(
             lambda device: [*_models(models, config, device), *exports.forms(device)], inputs, devices, batches, seconds
         )

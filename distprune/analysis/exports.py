@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from distprune.analysis.latency import Form
+from distprune.analysis.latency import Form, of_model
 from distprune.errors import ConfigError
 from distprune.export import two_four
 from distprune.export.formats import write
-from distprune.export.loading import FIGURES, load_function, read_figures
+from distprune.export.loading import FIGURES, load_function, load_model, read_figures
 from distprune.export.source import Source
 from distprune.tracking.logs import logger
 from distprune.training.logits import logits_of
@@ -29,19 +29,26 @@ class Exports:
         folder: of the exports.
         dense: the dense model, on the CPU; None where it was not kept.
         scratch: a folder for its exports.
+        is_shrunk: whether the run's own model is without its pruned channels.
     """
 
-    def __init__(self, folder: Path, dense: Source | None, scratch: Path) -> None:
+    def __init__(self, folder: Path, dense: Source | None, scratch: Path, is_shrunk: bool) -> None:
+        self._is_shrunk = is_shrunk
         self._folders = [path.parent for path in sorted(folder.glob(f"[!.]*/{FIGURES}"))]
         self._dense = dense
         self._scratch = scratch
 
     def forms(self, device: torch.device) -> list[Form]:
-        """Those that compute otherwise than their model does: ONNX on a CPU, 2:4 on a GPU, torch-export on both."""
+        """Those that compute otherwise than their model does: ONNX on a CPU, 2:4 on a GPU, others on both."""
         forms = []
         for folder in self._folders:
             about = read_figures(folder)
-            if about["format"] != "torch-export" and about["format"] != ("onnx" if device.type == "cpu" else "2:4"):
+            runs_on = {"onnx": ("cpu",), "2:4": ("cuda",), "torch-export": ("cpu", "cuda")}
+            runs_on["shrunk"] = () if self._is_shrunk else ("cpu", "cuda")
+            if device.type not in runs_on.get(about["format"], ()):
+                continue
+            if about["format"] == "shrunk":
+                forms.append(of_model("shrunk", load_model(folder).to(device), device, peer="dense"))
                 continue
             peer = self._peer(folder.name, about, device)
             if peer is not None:

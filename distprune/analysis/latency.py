@@ -18,6 +18,9 @@ from distprune.training.logits import count_samples
 MIN_ROUNDS = 9
 SLICE_S = 0.03
 """A form runs for so long before the next has its turn."""
+PAUSE_S = 0.02
+"""Before a form's turn, which then begins with a run that is not timed: the threads of one runtime spin for a while
+when they are done, and take the time of another's."""
 CLEAR = 1.03
 """A ratio of times counts as a difference from here on, if nine of ten rounds show one."""
 
@@ -101,6 +104,8 @@ def measure(
     while len(times[0]) < MIN_ROUNDS or time.perf_counter() - began < seconds * len(forms):
         order = range(len(forms)) if len(times[0]) % 2 == 0 else reversed(range(len(forms)))
         for place in order:
+            time.sleep(PAUSE_S)
+            forms[place].run(inputs)
             times[place].append(_time(forms[place], inputs, repeats[place]))
         after_round()
     timings = []

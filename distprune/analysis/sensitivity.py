@@ -168,7 +168,7 @@ def _check(
         if config.prune.pattern is not None:
             faults.append("prune.pattern: single weights are measured here; set prune.pattern=null")
         out = out or f"{Path(config.run.dir or '')}-sensitivity"
-        if levels and config.prune.sparsity > levels[-1]:
+        if levels and config.prune.sparsity >= levels[-1]:
             faults.append(_too_few(config.prune.sparsity, levels))
     folder = SensitivityFolder(out or "")
     if (fault := folder.unwritable()) is not None:
@@ -202,8 +202,8 @@ def _too_few(sparsity: float, levels: Sequence[float]) -> str:
     higher = round(1 - (1 - sparsity) / 2, digits)
     words = ",".join(f"{level:g}" for level in (*levels, higher))
     return (
-        f"prune.sparsity: {sparsity} is above {levels[-1]:g}, the most that layers reach as far as they are measured; "
-        f"add a higher one: --sparsities {words}"
+        f"prune.sparsity: {sparsity} is not below {levels[-1]:g}, the most that layers reach as far as they are "
+        f"measured, so none could make up for another; add a higher one: --sparsities {words}"
     )
 
 

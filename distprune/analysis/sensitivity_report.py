@@ -128,7 +128,10 @@ def print_table(found: Sensitivity, folder: SensitivityFolder, words: Sequence[s
     for path in (folder.figures, folder.heat_map, allocation):
         console.print(f"  {path}", soft_wrap=True, markup=False)
     console.print("\nNext:")
-    command = ["accelerate", "launch", "-m", "distprune.train", *words, f"prune.allocation={allocation}"]
+    kept = [word for word in words if not word.startswith(("run.dir=", "data.workers=", "data.eval_split="))]
+    folder_of_run = f"{str(folder.path).removesuffix('-sensitivity')}-allocated"
+    command = ["accelerate", "launch", "-m", "distprune.train", *kept]
+    command += [f"prune.allocation={allocation}", f"run.dir={folder_of_run}"]
     console.print(f"  {shlex.join(command)}", soft_wrap=True, markup=False)
 
 

@@ -56,7 +56,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, report: Path | None 
     console.print(figures)
     console.print("\nNext:", highlight=False)
     shown, removed = shlex.quote(str(folder)), summary.get("params/dense", 0) > summary["params/total"]
-    form = "onnx" if removed else "packed"
+    form = "onnx" if removed else "shrunk" if "macs/left" in summary else "packed"
     for command in (f"analyze {shown}", f"export {shown} --format {form}", f"report {shown} OTHER_RUN_DIR"):
         console.print(f"  distprune {command}", soft_wrap=True, markup=False)
     what = "the weights" if removed else "the weights, zeros in place,"

@@ -63,7 +63,8 @@ def print_validation(path: str, overrides: Sequence[str] = ()) -> None:
         def show(found: dict[str, Figures]) -> None:
             if progress is not None:
                 run.folder.keep_validation(about, found)
-                progress.log({"trainer/step": len(found), "eval/top1": found[names[len(found) - 1]]["pruned"]["top1"]})
+                progress.unit = names[len(found) - 1]
+                progress.log({"trainer/step": len(found), "eval/top1": found[progress.unit]["pruned"]["top1"]})
 
         sets = validate(dense, pruned, held_out, accelerator, known=known, keep=show)
         if progress is not None:

@@ -70,7 +70,7 @@ def _faster(
         masked = [timing for timing in own if timing.form == "masked"]
         if shrunk:
             words.append(_of_shrunk(device, shrunk, totals))
-        elif masked:
+        if masked and not shrunk:
             words.append(_of_masked(device, masked, pattern, totals))
         for timing in max_batch(own):
             if not timing.form.startswith("dense") and timing.form not in ("masked", "shrunk") and timing.verdict:
@@ -110,11 +110,11 @@ def _of_shrunk(device: str, shrunk: Sequence[Timing], totals: Mapping[str, Mappi
 def _of_masked(
     device: str, masked: Sequence[Timing], pattern: str | None, totals: Mapping[str, Mapping[str, int]]
 ) -> str:
-    by_batch = ", ".join(f"{t.speedup:.2f} times as fast at batch {t.batch}" for t in masked)
+    by_batch = ", ".join(f"{_ratio(t)} at batch {t.batch}" for t in masked)
     effective = _share(totals["pruned"]["effective_macs"], totals["dense"]["macs"])
     remedy = {
         "2:4": "2:4 is for the sparse tensor cores of NVIDIA GPUs from Ampere on: distprune export --format 2:4 there",
-        "channels": "channels that stay as zeros cost what they cost: prune.channels.shrink=end removes them",
+        "channels": "channels that stay as zeros cost what they cost: distprune export --format shrunk removes them",
     }.get(
         pattern or "",
         "for time prune whole channels (prune.pattern=channels, docs/channels.md), or 2:4 for GPUs that have sparse "
@@ -148,7 +148,15 @@ def max_batch(timings: Sequence[Timing]) -> list[Timing]:
 
 def _beside(timing: Timing) -> str:
     """How much of that pruning has brought."""
-    return "" if timing.gain is None else f", and {timing.gain:.2f} times as fast as the dense model run the same way"
+    if timing.gain is None or timing.gain_low is None or timing.gain_high is None:
+        return ""
+    if timing.gain_low <= 1 <= timing.gain_high:
+        return ", as the dense model run the same way is: pruning has no part in it that can be told"
+    return f", and {timing.gain:.2f} times as fast as the dense model run the same way"
+
+
+def _ratio(timing: Timing) -> str:
+    return f"{timing.speedup:.2f} times as fast" if timing.verdict else "no difference that can be told"
 
 
 def _times(timing: Timing) -> str:

@@ -22,7 +22,7 @@ from distprune.entries import near
 from distprune.errors import ConfigError
 from distprune.export.card import write_card
 from distprune.export.formats import FORMATS, write
-from distprune.export.loading import FIGURES
+from distprune.export.loading import FIGURES, read_figures
 from distprune.export.source import Source
 from distprune.training.finished import FinishedRun
 from distprune.training.run_folder import permissions
@@ -30,6 +30,8 @@ from distprune.units import in_bytes
 
 TOLERANCES = {"safetensors": 0.0, "packed": 0.0, "shrunk": 1e-5, "onnx": 1e-4, "torch-export": 1e-4}
 """How much logits may differ from the model's, a fraction of the largest; other formats compute in fewer bits."""
+MAX_DROP = 0.5
+"""Points of top-1 that other formats may lose unless told otherwise."""
 BESIDE = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
 """What else a run of transformers leaves, by which its folder is a model."""
 
@@ -39,7 +41,13 @@ class ExportError(RuntimeError):
 
 
 def print_export(
-    path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int, max_drop: float, out: str | None
+    path: str,
+    overrides: Sequence[str],
+    form: str,
+    int8: bool,
+    calibration: int,
+    max_drop: float | None,
+    out: str | None,
 ) -> None:
     """Export, check, and print a table.
 
@@ -49,7 +57,7 @@ def print_export(
         form: one of `FORMATS`.
         int8: quantise it.
         calibration: samples for that.
-        max_drop: points of top-1 that formats of fewer bits may lose.
+        max_drop: points of top-1 that formats of fewer bits may lose; None for `MAX_DROP`.
         out: the folder; by default RUN_DIR/export/FORMAT.
 
     Raises:
@@ -57,10 +65,10 @@ def print_export(
         ExportError: it was written, and does not compute what the model does.
     """
     run = _checked(path, overrides, form, int8, calibration, max_drop)
+    max_drop = MAX_DROP if max_drop is None else max_drop
     name = form.replace(":", "-") + ("-int8" if int8 else "")
     folder = Path(out).expanduser() if out is not None else run.folder.path / "export" / name
-    if folder.exists() and not (folder / FIGURES).exists():
-        raise ConfigError(f"--out: {folder} is there and holds no export; choose another")
+    _refuse_others(folder, form, int8)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -75,6 +83,22 @@ def print_export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _print(figures, run, folder)
+
+
+def _refuse_others(folder: Path, form: str, int8: bool) -> None:
+    """Refuse to replace what is no export of this form.
+
+    Raises:
+        ConfigError: says what is there.
+    """
+    if not folder.exists():
+        return
+    if not (folder / FIGURES).exists():
+        raise ConfigError(f"--out: {folder} is there and holds no export; choose another")
+    there = read_figures(folder)
+    if there["format"] != form or ("quantized" in there) != int8:
+        kind = there["format"] + " in int8" * ("quantized" in there)
+        raise ConfigError(f"--out: {folder} holds an export as {kind}; choose another, or delete it")
 
 
 def _export(
@@ -125,6 +149,7 @@ def _in_a_fresh_process(folder: Path, words: Sequence[str]) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
+        start_new_session=True,  # Ctrl-C is for this process, which ends the other
     )
     if ended.returncode != 0:
         raise ExportError(f"the export cannot be run in a process of its own (exit code {ended.returncode}, see above)")
@@ -177,7 +202,8 @@ def _print(figures: Mapping[str, Any], run: FinishedRun, folder: Path) -> None:
     )
     if (left := figures.get("dense")) and figures["format"] == "2:4":
         console.print(f"{len(left)} layers stay dense; {FIGURES} says why.", markup=False)
-    console.print(f"\n{folder}: {', '.join([*figures['files'], 'README.md', FIGURES])}", soft_wrap=True, markup=False)
+    files = [*figures["files"], "config.yaml", "README.md", FIGURES]
+    console.print(f"\n{folder}: {', '.join(files)}", soft_wrap=True, markup=False)
 
 
 def _loss(loss: float | None) -> str:
@@ -185,17 +211,25 @@ def _loss(loss: float | None) -> str:
 
 
 def _checked(
-    path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int, max_drop: float
+    path: str, overrides: Sequence[str], form: str, int8: bool, calibration: int, max_drop: float | None
 ) -> FinishedRun:
     faults = []
     if form not in FORMATS:
-        faults.append(f"--format: no format {form!r}{near(form, list(FORMATS))}; there are {', '.join(FORMATS)}")
+        faults.append(f"--format: no format {form!r}{near(form, list(FORMATS))}")
     if int8 and form != "onnx" and form in FORMATS:
         faults.append(f"--quantize: int8 goes with --format onnx, not with {form}")
+    if max_drop is not None and form in TOLERANCES and not int8:
+        faults.append(f"--max-drop: is for formats of fewer bits; {form} must compute what its model does")
     if calibration < 1:
         faults.append(f"--calibration: takes one sample at least, got {calibration}")
-    if not max_drop >= 0:
+    if max_drop is not None and not max_drop >= 0:
         faults.append(f"--max-drop: takes points, 0 or more, got {max_drop:g}")
     if faults:
         raise ConfigError(*faults)
-    return FinishedRun(path, overrides)
+    run = FinishedRun(path, overrides)
+    if form == "2:4" and run.config.prune.pattern not in ("2:4", "1:4"):
+        raise ConfigError(
+            f"--format: 2:4 takes weights of which two of four are zero, and {path} pruned "
+            f"{run.config.prune.pattern or 'single weights'}; prune.pattern=2:4 prunes so"
+        )
+    return run

@@ -73,6 +73,10 @@ def read_figures(folder: Path) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        exports = sorted(path.parent.name for path in folder.glob(f"export/[!.]*/{FIGURES}"))
+        more = f"; it is a run folder with exports {', '.join(exports)}" if exports else ""
+        raise ConfigError(f"{folder} holds no export: there is no {FIGURES} in it{more}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} holds no export: {error}") from None
     return found

@@ -39,6 +39,10 @@ def cost(run: Run) -> Iterator[Item]:
         yield Words("Latency and compressed sizes are measured by", command)
     else:
         yield from _latency(run.analysis)
+        timed = {row["form"] for row in run.analysis["latency"]}
+        if later := [name for name in run.exports if name.startswith(("onnx", "torch-export")) and name not in timed]:
+            command = shlex.join(["distprune", "analyze", str(run.path)])
+            yield Words(f"Not timed yet, since it was exported after that: {', '.join(later)};", command)
     if rows := list(_exported(run)):
         columns = (column("export"), Column("size"), Column("of dense"), Column("top-1"))
         yield Table("Exports", columns, rows)
@@ -79,5 +83,5 @@ def _latency(analysis: dict[str, Any]) -> Iterator[Item]:
 def _exported(run: Run) -> Iterator[tuple[Cell, ...]]:
     dense = sizes_of(run).get("dense")
     for name, (count, told) in run.exports.items():
-        top1 = next((told[key] for key in ("eval/top1", "top1") if key in told), None)
-        yield text(name), Cell(in_bytes(count), count), number(count / dense if dense else None, ".1%"), percent(top1)
+        share = number(count / dense if dense else None, ".1%")
+        yield text(name), Cell(in_bytes(count), count), share, percent(told.get("top1"))

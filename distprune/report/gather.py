@@ -156,9 +156,8 @@ def _optional(path: Path) -> dict[str, Any] | None:
 def _exports(folder: Path) -> dict[str, tuple[int, dict[str, Any]]]:
     found = {}
     for figures in sorted(folder.glob("[!.]*/figures.json")):  # one that begins with a dot is not whole
-        files = [file for file in figures.parent.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files if file.name not in ("figures.json", "README.md"))
-        found[figures.parent.name] = (size, _optional(figures) or {})
+        told = _optional(figures) or {}
+        found[figures.parent.name] = (told.get("bytes", 0), told)
     return found
 
 

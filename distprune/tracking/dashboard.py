@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def dashboard(entity: str | None, project: str, save_to: str | None, as_json: bo
             print(text)
         if save_to is not None:
             _write(Path(save_to), text + "\n")
+            print(f"written to {save_to}", file=sys.stderr)
         return
     print(_save(entity, project))
 

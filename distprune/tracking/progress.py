@@ -34,13 +34,13 @@ class Progress:
     Args:
         steps: tells the steps of the whole run, which may change.
         begin: the step it goes on from.
-        unit: what a step is called.
+        unit: what a step is called; may change.
     """
 
     def __init__(self, steps: Callable[[], int], begin: int = 0, unit: str = "step") -> None:
         self._steps = steps
         self._begin = begin
-        self._unit = unit
+        self.unit = unit
         self._began = time.monotonic()
         self._shown: dict[str, float] = {}
         self._bar = None
@@ -58,7 +58,7 @@ class Progress:
             sticky = {name: self._shown[name] for name in ("prune/sparsity",) if name in self._shown}
             left = self._left(step)
             text = ", ".join(_words({**sticky, **row}, 0) + ([f"{left} left"] if left else []))
-            print(f"{self._unit} {step}/{self._steps()}  {text}", file=sys.stderr, flush=True)
+            print(f"{self.unit} {step}/{self._steps()}  {text}", file=sys.stderr, flush=True)
 
     def log_histograms(self, step: int, layers: Mapping[str, Histogram]) -> None:
         """Nothing to show."""
@@ -98,7 +98,7 @@ class Progress:
         """What fits into so many columns: first in full, then in short, then without what matters least."""
         place, left = f"{step}/{self._steps()}", self._left(step)
         shown = dict(self._shown)
-        lines = [", ".join([f"{self._unit} {place}", *_words(shown, 0), *([f"{left} left"] if left else [])])]
+        lines = [", ".join([f"{self.unit} {place}", *_words(shown, 0), *([f"{left} left"] if left else [])])]
         for name in FIRST_TO_GO:
             shown.pop(name, None)
             lines.append(", ".join([place, *_words(shown, 1), *([left] if left else [])]))

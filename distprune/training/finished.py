@@ -15,6 +15,9 @@ from distprune.training.run_folder import RunFolder
 from distprune.training.setup import make_model
 from distprune.training.splits import Split
 
+DECIDED = ("phases", "prune", "distill", "train", "optimizer")
+"""Sections of the configuration that say how a run came about."""
+
 
 class FinishedRun:
     """A run that is done.
@@ -41,6 +44,12 @@ class FinishedRun:
             state = (self.folder.status() or {}).get("state", "unknown")
             raise ConfigError(f"{path} has no model.safetensors yet (its run is {state}); run it to its end first")
         self.config: Config = load_config(self.folder.config, overrides)
+        if touched := {word.split("=")[0].split(".")[0] for word in overrides} & set(DECIDED):
+            own = load_config(self.folder.config)
+            others = [name for name in DECIDED if name in touched and getattr(own, name) != getattr(self.config, name)]
+            if others:
+                faults = [f"{name}: {path} was run with other settings; they cannot be changed now" for name in others]
+                raise ConfigError(*faults)
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -97,9 +97,9 @@ def test_the_terminal_shows_a_table_and_the_next_command(measure, weights, monke
     assert command[:5] == ["accelerate", "launch", "-m", "distprune.train", str(DIGITS)]
     assert command[5:] == [
         f"model.weights={weights}",
-        "run.dir=runs/one",
         "run.seed=3",
         "prune.allocation=runs/one-sensitivity/allocation-0.9.yaml",
+        "run.dir=runs/one-allocated",
     ]
     header = next(line for line in lines if line.split()[:1] == ["layer"])
     assert header.split() == ["layer", "0.5", "0.7", "0.8", "0.9", "0.95", "0.98", "0.99", "gets"]
@@ -131,7 +131,7 @@ def test_order_is_that_of_the_indices_in_whatever_memory_format():
 
 
 def test_results_of_other_weights_or_settings_are_not_mixed(measure, weights, tmp_path, capsys):
-    assert measure("--out", "out", "--sparsities", "0.9") == 0
+    assert measure("--out", "out", "--sparsities", "0.95") == 0
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
     state = load_file(weights)
     state["0.weight"][0] += 1
@@ -224,11 +224,12 @@ def test_a_folder_in_use_is_refused(measure, capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--sparsities", "0.5,many,,0.9"], ["2 faults", "--sparsities: 'many' is no number", "'' is no number"]),
+        (["--sparsities", "0.5,many,,0.95"], ["2 faults", "--sparsities: 'many' is no number", "'' is no number"]),
         (["--sparsities", "0,0.5,1,nan,90,0.95"], ["4 faults", "0 is not between", "1 is not", "nan is", "90 is"]),
         (["--sparsities", "0.95,0.5,0.950"], ["1 fault", "--sparsities: 0.950 is given twice"]),
-        (["--sparsities", "0.5,0.8"], ["prune.sparsity: 0.9 is above 0.8", "--sparsities 0.5,0.8,0.95"]),
-        (["prune.sparsity=0.9999"], ["above 0.99,", "0.99,0.99995"]),
+        (["--sparsities", "0.5,0.8"], ["prune.sparsity: 0.9 is not below 0.8", "--sparsities 0.5,0.8,0.95"]),
+        (["--sparsities", "0.5,0.9"], ["none could make up for another", "--sparsities 0.5,0.9,0.95"]),
+        (["prune.sparsity=0.9999"], ["not below 0.99,", "0.99,0.99995"]),
         (["model.weights=null"], ["model.weights: nothing to measure; name trained weights"]),
         (["--out", "file"], ["--out: cannot write to file"]),
         (["--out", "file/below"], ["--out: cannot write to file/below"]),

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,16 +245,54 @@ def test_an_export_that_is_another_model_is_refused():
     refuse("2:4", False, figures, 1.0)
 
 
+@pytest.mark.slow
+def test_sigterm_ends_an_export_and_its_check_and_leaves_nothing():
+    """The check is a process of its own, which Ctrl-C does not reach."""
+    words = [sys.executable, "-m", "distprune.cli", "export", "weights", "--format", "torch-export"]
+    partial = Path("weights/export/.torch-export.partial")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while not (partial / "config.yaml").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        (check,) = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "distprune: stopped by a signal"
+    assert "Traceback" not in said
+    assert not Path(f"/proc/{check}").exists()
+    assert not partial.exists()
+
+
+def children(pid):
+    """Processes that a process has started, as soon as there are any."""
+    while True:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+        if found:
+            return found
+        time.sleep(0.05)
+
+
+def test_an_export_of_another_format_is_not_replaced(capsys):
+    assert command(["export", "weights", "--format", "safetensors", "--out", "weights/plain"]) == 0
+    before = Path("weights/plain/model.safetensors").read_bytes()
+    assert command(["export", "weights", "--format", "packed", "--out", "weights/plain"]) == 2
+    assert "weights/plain holds an export as safetensors" in capsys.readouterr().err
+    assert Path("weights/plain/model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["weights", "--format", "onx"], ["--format: no format 'onx'; did you mean 'onnx'?", "torch-export"]),
+        (["weights", "--format", "onx"], ["--format: no format 'onx'; did you mean 'onnx'?"]),
         (["weights", "--format", "packed", "--quantize", "int8"], ["--quantize: int8 goes with --format onnx"]),
         (["weights", "--format", "onnx", "--calibration", "0"], ["--calibration: takes one sample at least"]),
         (["weights", "--format", "onnx", "--max-drop", "nan"], ["--max-drop: takes points, 0 or more, got nan"]),
         (["none", "--format", "onnx"], ["none is no run folder"]),
         (["weights", "--format", "shrunk"], ["pruned single weights", "prune.pattern=channels"]),
-        (["weights", "--format", "2:4"], ["NVIDIA GPU with sparse tensor cores"]),
+        (["weights", "--format", "2:4"], ["weights pruned single weights", "prune.pattern=2:4"]),
+        (["weights", "--format", "packed", "--max-drop", "1"], ["--max-drop: is for formats of fewer bits"]),
+        (["weights", "--format", "onnx", "prune.sparsity=0.5"], ["prune: weights was run with other settings"]),
         (["weights", "--format", "packed", "--out", "channels"], ["--out: channels is there and holds no export"]),
         (["weights", "--format", "packed", "--out", "channels/status.json/x"], ["--out: cannot write to"]),
         (["weights", "--format", "packed", "data.eval_split=tset"], ["'tset'"]),

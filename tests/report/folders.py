@@ -72,7 +72,7 @@ def add_exports(folder):
         place.mkdir(parents=True)
         (place / f"model.{name}").write_bytes(bytes(size))
         (place / "README.md").write_text("# A model\n", encoding="utf-8")
-        (place / "figures.json").write_text(json.dumps({"eval/top1": 98.89}), encoding="utf-8")
+        (place / "figures.json").write_text(json.dumps({"bytes": size, "top1": 98.89}), encoding="utf-8")
 
 
 def add_histograms(folder, layers):
