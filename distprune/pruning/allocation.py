@@ -54,9 +54,8 @@ class GlobalAllocation(Allocation):
         threshold = search.together(k)
         if limits.stop_nothing(search.pruned, [tensor.numel for tensor in search.tensors]):
             return [threshold] * len(search.tensors)
-        counts = search.count(threshold)
-        if counts == limits.clamp(counts):
-            return [threshold] * len(counts)
+        if search.obeys(threshold, limits):
+            return [threshold] * len(search.tensors)
         return search.each(share_jointly(search, k, limits, ByScore()))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 from distprune.pruning.hashing import scramble
 from distprune.pruning.shards import CHUNK, INT_OF_SIZE, Part, chunks, flat
 
+FACTORS = 1 << 15
 _GATHER_BYTES_TO_BITS = 0x0102_0408_1020_4080
 
 
@@ -76,24 +78,38 @@ def packed_shape(shape: torch.Size) -> tuple[int, int]:
 def digest(mask: Tensor, part: Part) -> Tensor:
     """A 64-bit fingerprint (int64 scalar) of the part `mask` of a mask.
 
-    It is the sum over the bytes of the packed mask of byte * factor(position), modulo 2^64, so the fingerprints of the
-    parts of one mask add up to that of the whole, however it is cut.
+    It is the sum over the bytes (signed) of the packed mask of byte * factor(position), modulo 2^64, so fingerprints of
+    the parts of one mask add up to that of the whole, however it is cut. Factors are odd, so that no bit of what they
+    multiply is lost: products of two, by the low and the high bits of the position, so that few must be scrambled.
     """
-    total = torch.zeros((), dtype=torch.int64, device=mask.device)
     row_bytes = packed_shape(torch.Size(part.whole))[1]
+    lower = _lower(mask.device)
+    sums, blocks = list[Tensor](), list[int]()
     if part.is_rows:
-        first = part.start[0] if part.start else 0
-        for rows, columns in _pieces(packed_shape(mask.shape)):
-            row = torch.arange(first + rows.start, first + rows.stop, device=mask.device)
-            byte = torch.arange(columns.start, columns.stop, device=mask.device)
-            total += (_factors(row[:, None] * row_bytes + byte) * _pack_piece(mask, rows, columns)).sum()
-        return total
-    bools, row_length = flat(mask), torch.Size(part.whole[1:]).numel()
-    for begin, end in chunks(0, len(bools), CHUNK // 8):
-        index = part.indices(mask, begin, end)
-        row, element = index // row_length, index % row_length
-        total += (_factors(row * row_bytes + element // 8) * (bools[begin:end].long() << element % 8)).sum()
-    return total
+        first = (part.start[0] if part.start else 0) * row_bytes
+        for rows, columns in _pieces(packed_shape(mask.shape), CHUNK // 2):
+            values = _signed_bytes(mask, rows, columns).view(-1)
+            position = first + rows.start * row_bytes + columns.start
+            while len(values):
+                block, place = divmod(position, FACTORS)
+                here = values[: FACTORS - place]
+                sums.append((here * lower[place : place + len(here)]).sum())
+                blocks.append(block)
+                values, position = values[len(here) :], position + len(here)
+    else:
+        bools, row_length = flat(mask), torch.Size(part.whole[1:]).numel()
+        bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, -128], device=mask.device)
+        for begin, end in chunks(0, len(bools), CHUNK // 8):
+            index = part.indices(mask, begin, end)
+            row, element = index // row_length, index % row_length
+            position = row * row_bytes + element // 8
+            factors = lower[position % FACTORS] * _higher(position // FACTORS)
+            sums.append((factors * (bits[element % 8] * bools[begin:end])).sum())
+            blocks.append(-1)
+    if not sums:
+        return torch.zeros((), dtype=torch.int64, device=mask.device)
+    block = torch.tensor(blocks)
+    return (torch.stack(sums) * torch.where(block < 0, 1, _higher(block)).to(mask.device)).sum()
 
 
 def combine(digests: Mapping[str, int]) -> str:
@@ -102,10 +118,9 @@ def combine(digests: Mapping[str, int]) -> str:
     return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
 
 
-def _pieces(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+def _pieces(shape: Sequence[int], most: int = CHUNK // 8) -> Iterator[tuple[slice, slice]]:
     """Cut a packed mask into pieces of few bytes: as many whole rows as fit, or stretches of one long row."""
     rows, row_bytes = shape
-    most = CHUNK // 8
     if row_bytes > most:
         for row in range(rows):
             for begin, end in chunks(0, row_bytes, most):
@@ -117,6 +132,11 @@ def _pieces(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
 
 def _pack_piece(mask: Tensor, rows: slice, columns: slice) -> Tensor:
     """The bytes of one piece of `mask`, uint8, 2-D."""
+    return _signed_bytes(mask, rows, columns).to(torch.uint8)
+
+
+def _signed_bytes(mask: Tensor, rows: slice, columns: slice) -> Tensor:
+    """The same as signed numbers, int64."""
     mask = mask[None] if mask.dim() == 0 else mask
     piece = mask[rows]
     bools = piece.reshape(len(piece), -1)[:, columns.start * 8 : columns.stop * 8]
@@ -126,10 +146,13 @@ def _pack_piece(mask: Tensor, rows: slice, columns: slice) -> Tensor:
     # The words must begin where a word of memory begins, which a view into a mask need not do.
     in_order = bools.reshape(-1)
     in_order = in_order.clone() if in_order.storage_offset() % 8 else in_order
-    packed = (in_order.view(torch.int64) * _GATHER_BYTES_TO_BITS) >> 56
-    return packed.to(torch.uint8).view(len(bools), -1)
+    return ((in_order.view(torch.int64) * _GATHER_BYTES_TO_BITS) >> 56).view(len(bools), -1)
 
 
-def _factors(position: Tensor) -> Tensor:
-    """Odd factors, so that no bit of what they multiply is lost."""
-    return scramble(position) | 1
+@cache
+def _lower(device: torch.device) -> Tensor:
+    return scramble(torch.arange(FACTORS, device=device)) | 1
+
+
+def _higher(block: Tensor) -> Tensor:
+    return scramble(~block) | 1

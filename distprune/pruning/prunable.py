@@ -59,7 +59,11 @@ class Prunable:
 
     def indices(self, begin: int, end: int) -> Tensor:
         """Global indices (int64, 1-D) of the elements at `begin` to `end` of the local part in memory order."""
-        return self.part.indices(self.local, begin, end).add_(self.offset)
+        return self.indices_at(torch.arange(begin, end, device=self.weight.device))
+
+    def indices_at(self, places: Tensor) -> Tensor:
+        """The same of elements at some places (int64, 1-D, overwritten) in memory order."""
+        return self.part.indices_at(self.local, places).add_(self.offset)
 
 
 @dataclass(frozen=True)

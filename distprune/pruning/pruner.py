@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from distprune.pruning import masks as mask_ops
 from distprune.pruning.agreement import MaskMismatchError
 from distprune.pruning.allocation import Allocation, GlobalAllocation, LampAllocation
+from distprune.pruning.bracket import MagnitudeSearch
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.holder import MaskHolder, PruneReport
 from distprune.pruning.limits import Bounds, bounds_of, make_limits
@@ -196,11 +197,15 @@ class Pruner(MaskHolder):
         self._scorer.refuse_unobserved(step)
         self._lay_out_masks()
         self._scorer.lay_out()
-        self.mask_weights()
         pruned = [t.numel - self._kept[t.name] for t in self.tensors]
         final = max(k, round(self.schedule.final * self.weights))
         limits = make_limits(self.tensors, self._bounds, self._min_weights, pruned, k, final, self._units)
+        single = self._scorer.is_magnitude and {t.weight.dtype for t in self.tensors} == {torch.float32}
         make_search = Search if self._pattern is None else self._pattern.search
+        if self._pattern is None and single:
+            make_search = MagnitudeSearch
+        else:
+            self.mask_weights()
         try:
             search = make_search(self.tensors, list(self.masks.values()), pruned, self._scorer, self._ranks)
             cuts = self._allocation.thresholds(search, k, limits)
@@ -208,11 +213,7 @@ class Pruner(MaskHolder):
             what = "weights" if self._scorer.is_magnitude else "scores"
             raise NonFiniteError(f"{what} are NaN or infinite at step {step}: {error}; nothing was pruned") from None
         for number, (tensor, threshold) in enumerate(zip(self.tensors, cuts, strict=True)):
-            mask, weight = flat(self.masks[tensor.name]), flat(tensor.local)
-            for begin, end, keep in search.keeps(threshold, number):
-                mask[begin:end] &= keep
-                del keep  # an update's memory is counted
-                mask_ops.apply(mask[begin:end], weight[begin:end])
+            search.cut(threshold, number, flat(self.masks[tensor.name]), flat(tensor.local))
         return cuts
 
     def _held(self) -> tuple[str, ...]:

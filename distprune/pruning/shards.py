@@ -103,15 +103,19 @@ class Part:
     def indices(self, tensor: Tensor, begin: int, end: int) -> Tensor:
         """Row-major positions in the whole (int64, 1-D) of the elements of the local `tensor` from `begin` to `end` in
         memory order."""
+        return self.indices_at(tensor, torch.arange(begin, end, device=tensor.device))
+
+    def indices_at(self, tensor: Tensor, places: Tensor) -> Tensor:
+        """The same of its elements at `places` (int64, 1-D, overwritten) in memory order."""
         row_major = [math.prod(self.whole[dim + 1 :]) for dim in range(len(self.whole))]
         first = sum(start * step for start, step in zip(self.start, row_major, strict=True))
-        rest = torch.arange(begin, end, device=tensor.device)
+        rest = places
         if self.is_rows and tensor.is_contiguous():
             return rest.add_(first)
         index = torch.full_like(rest, first)
         for dim in sorted(range(tensor.dim()), key=tensor.stride):
             index += rest % tensor.shape[dim] * row_major[dim]
-            rest = rest // tensor.shape[dim]
+            rest.floor_divide_(tensor.shape[dim])
         return index
 
 

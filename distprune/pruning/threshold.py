@@ -5,14 +5,16 @@ Keys that tie at a threshold are told apart by their global index, selected in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distprune.pruning import masks as mask_ops
 from distprune.pruning.agreement import Copies
 from distprune.pruning.collectives import Ranks
+from distprune.pruning.limits import Limits
 from distprune.pruning.prunable import Prunable
 from distprune.pruning.radix import Kth, digit_widths, kth_smallest
 from distprune.pruning.scorer import Scorer
@@ -130,6 +132,13 @@ class Search:
         for begin, end in chunks(0, len(self._masks[number])):
             yield begin, end, threshold.keeps(self.tensors[number], self.keys(number, begin, end), begin)
 
+    def cut(self, threshold: Threshold, number: int, mask: Tensor, weight: Tensor) -> None:
+        """Prune this rank's part of a tensor: shrink its mask, and zero its weights where it prunes, both flat."""
+        for begin, end, keep in self.keeps(threshold, number):
+            mask[begin:end] &= keep
+            del keep  # an update's memory is counted
+            mask_ops.apply(mask[begin:end], weight[begin:end])
+
     def together(self, k: int) -> Threshold:
         """The threshold of all tensors that prunes exactly `k` weights, those pruned already among them.
 
@@ -161,12 +170,14 @@ class Search:
         found = self._select([*ks, *[others] * (others > 0)], groups, [*pruned, *[0] * (others > 0)])
         return [found[group] if number in moving else NOTHING for number, group in enumerate(groups)]
 
-    def count(self, threshold: Threshold) -> list[int]:
-        """How many weights of each tensor a threshold leaves pruned. One collective, an integer for each tensor."""
+    def obeys(self, threshold: Threshold, limits: Limits) -> bool:
+        """Whether a threshold of all tensors leaves as many weights of each pruned as limits allow. One collective at
+        most, an integer for each tensor."""
         counts = torch.zeros(len(self.tensors), dtype=torch.int64, device=self.device)
         for number, begin, keys in self.pieces():
             counts[number] += self._count_pruned(threshold, number, begin, keys) * self.tensors[number].unit
-        return [int(count) for count in self.ranks.sum(counts).tolist()]
+        found = [int(count) for count in self.ranks.sum(counts).tolist()]
+        return found == limits.clamp(found)
 
     def _count_pruned(self, threshold: Threshold, number: int, begin: int, keys: Tensor) -> Tensor:
         keep = threshold.keeps(self.tensors[number], keys, begin)
@@ -199,20 +210,38 @@ class Search:
         return self._split_ties(found, ties, groups)
 
     def _split_ties(self, found: Sequence[Kth], ties: Sequence[int], groups: Sequence[int]) -> list[Threshold]:
+        def tied() -> Iterator[tuple[int, Tensor, int]]:
+            for number, begin, keys in self.pieces():
+                kth = found[group := groups[number]]
+                if kth.rank < kth.equal:
+                    end = begin + len(keys)
+                    equal = keys == kth.key
+                    del keys  # an update's memory is counted
+                    equal &= self._masks[number][begin:end]
+                    yield group, self.tensors[number].indices(begin, end)[equal], self.tensors[number].unit
+
+        firsts = self._first_of_ties(found, ties, tied)
+        return [Threshold(kth.key, first) for kth, first in zip(found, firsts, strict=True)]
+
+    def _first_of_ties(
+        self, found: Sequence[Kth], ties: Sequence[int], tied: Callable[[], Iterator[tuple[int, Tensor, int]]]
+    ) -> list[int]:
+        """The global index from which on those go that tie at the threshold of a group; 0 where all do.
+
+        Args:
+            found: the threshold of each group.
+            ties: how many of those that tie go.
+            tied: yields (group, global indices of kept elements that tie, weights for which each stands), anew at each
+                call; of groups of which only a part goes.
+        """
         split = [group for group, kth in enumerate(found) if kth.rank < kth.equal]
         if not split:
-            return [Threshold(kth.key, 0) for kth in found]
+            return [0] * len(found)
         last = self.tensors[-1].end - 1
 
         def from_the_end() -> Iterator[tuple[int, Tensor, int]]:
-            for number, begin, keys in self.pieces():
-                if (group := groups[number]) in split:
-                    end = begin + len(keys)
-                    tied = keys == found[group].key
-                    del keys  # an update's memory is counted
-                    tied &= self._masks[number][begin:end]
-                    places = last - self.tensors[number].indices(begin, end)[tied]
-                    yield split.index(group), places, self.tensors[number].unit
+            for group, indices, unit in tied():
+                yield split.index(group), last - indices, unit
 
         digits = digit_widths(last.bit_length(), len(split), at_least=INDEX_PASSES)
         found_places = kth_smallest(
@@ -221,7 +250,7 @@ class Search:
         # An element of which only a part would go stays.
         firsts = (last - place.key + (place.rank < place.equal) for place in found_places)
         index = dict(zip(split, firsts, strict=True))
-        return [Threshold(kth.key, index.get(group, 0)) for group, kth in enumerate(found)]
+        return [index.get(group, 0) for group in range(len(found))]
 
     def refuse_nonfinite(self) -> None:
         """Look at all scores; called on all ranks, which gather.

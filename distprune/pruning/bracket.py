@@ -1,0 +1,219 @@
+"""The cut where weights of one model compete by magnitude, found in about one pass over them.
+
+A small sample says between which two magnitudes the threshold must lie. One pass counts the weights below, and picks
+out those in between, which are few; the exact threshold is then looked for among these alone. Where the sample was
+wrong all weights are looked at, as in any other search; the outcome is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from distprune.pruning import masks as mask_ops
+from distprune.pruning.limits import Limits
+from distprune.pruning.radix import Kth, digit_widths, kth_smallest
+from distprune.pruning.scores import SINGLE
+from distprune.pruning.shards import chunks, flat
+from distprune.pruning.threshold import Search, Threshold
+
+SMALL = 1 << 20
+"""Of fewer weights all are looked at."""
+CHUNK = 1 << 18
+"""Weights that are looked at at once: what is made of them stays in a CPU's cache."""
+RUN, STRIDE = 16, 1024
+"""Of so many weights in a row the first of so many are in the sample: whole lines of a cache, spread evenly."""
+SAMPLE_BITS = digit_widths(SINGLE.bits)[0]
+SHIFT = SINGLE.bits - SAMPLE_BITS
+MOST_INSIDE = 32
+"""Where more than one in so many weights lies in the bracket, as where many are equal, it is no help."""
+SIGMAS = 10
+"""How far from the sample's quantile the threshold is looked for, in standard deviations of as many independent draws:
+neighbours in memory are alike, so that a sample of runs is worth a part of its size."""
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """What lies in the bracket, of all tensors one after the other.
+
+    Attributes:
+        keys: int32, 1-D.
+        places: of the same in their tensors, in memory order (int32).
+        stretches: (number of the tensor, begin, end) of each.
+    """
+
+    keys: Tensor
+    places: Tensor
+    stretches: list[tuple[int, int, int]]
+
+
+class MagnitudeSearch(Search):
+    """A search among float32 weights by magnitude, for one threshold of all tensors. See `Search`; weights that are
+    pruned may be anything here."""
+
+    _found: Threshold | None = None
+
+    def keys(self, number: int, begin: int, end: int) -> Tensor:
+        return super().keys(number, begin, end) * self._masks[number][begin:end]
+
+    def together(self, k: int) -> Threshold:
+        if sum(t.numel for t in self.tensors) >= SMALL:
+            self._found = self._between(k, *self._bracket(k))
+        return super().together(k) if self._found is None else self._found
+
+    def obeys(self, threshold: Threshold, limits: Limits) -> bool:
+        if threshold is self._found and all(
+            low <= least and most <= high
+            for least, most, low, high in zip(self._least, self._most, limits.lowest, limits.highest, strict=True)
+        ):
+            return True
+        return super().obeys(threshold, limits)
+
+    def cut(self, threshold: Threshold, number: int, mask: Tensor, weight: Tensor) -> None:
+        tensor = self.tensors[number]
+        if not threshold.key or tensor.offset < threshold.index < tensor.end:
+            super().cut(threshold, number, mask, weight)
+            return
+        # What has the key of the threshold itself stays whole or goes whole.
+        most = _value(threshold.key - (tensor.end <= threshold.index))
+        for begin, end in chunks(0, len(weight), CHUNK):
+            torch.ops.aten.hardshrink.out(weight[begin:end], most, out=weight[begin:end])
+            keep, kept = weight[begin:end].bool(), mask[begin:end]
+            kept &= keep
+            if keep.device.type != "cpu" or not torch.equal(kept, keep):  # a pruned weight was not 0
+                mask_ops.apply(kept, weight[begin:end])
+
+    def _bracket(self, k: int) -> tuple[int, int]:
+        """Keys between which the key of the k-th smallest very likely lies: from the first to below the second. One
+        collective."""
+        histogram = torch.zeros(1 << SAMPLE_BITS, dtype=self._counts_dtype, device=self.device)
+        for number, start, stop in self._pieces:
+            weight, mask = (
+                _sample(values[start:stop]) for values in (flat(self.tensors[number].local), self._masks[number])
+            )
+            keys = SINGLE.keys(weight.abs()) * mask
+            histogram += torch.bincount(keys >> SHIFT, minlength=1 << SAMPLE_BITS)
+        self.ranks.sum(histogram)
+        histogram[0] = 0  # how many are pruned is known
+        cumulative = histogram.cumsum(0, dtype=torch.int64)
+        sampled, pruned = int(cumulative[-1]), sum(self.pruned)
+        share = (k - pruned) / max(1, sum(t.numel for t in self.tensors) - pruned)
+        middle, margin = share * sampled, SIGMAS * math.sqrt(share * (1 - share) * sampled) + SIGMAS
+        ends = torch.tensor([middle - margin, middle + margin], dtype=torch.float64, device=self.device)
+        low, high = (int(place) for place in torch.searchsorted(cumulative.double(), ends))
+        return low << SHIFT, min(high + 1 << SHIFT, SINGLE.infinite)
+
+    def _between(self, k: int, low: int, high: int) -> Threshold | None:
+        """The threshold, if it lies in the bracket. Two collectives at most, and those that part what ties."""
+        counts = torch.zeros(2, len(self.tensors), dtype=torch.int64, device=self.device)
+        keys, places, sizes, totals = list[Tensor](), list[Tensor](), dict[int, int](), list[Tensor]()
+        looked_at, below = list[tuple[int, int]](), list[Tensor]()
+        floats = torch.empty(2, CHUNK, device=self.device)
+        bools = torch.empty(2, CHUNK, dtype=torch.bool, device=self.device)
+        least, most = _value(max(low - 1, 0)), _value(high - 1)
+        room = sum(t.numel for t in self.tensors) // MOST_INSIDE
+        for number, start, stop in self._pieces:
+            weight, mask = flat(self.tensors[number].local), self._masks[number]
+            for begin, end in chunks(start, stop, CHUNK):
+                if room < 0:
+                    keys.clear()
+                    places.clear()
+                    break
+                size, kept = end - begin, mask[begin:end]
+                magnitudes = torch.abs(weight[begin:end], out=floats[0, :size])
+                above = torch.ops.aten.threshold.out(magnitudes, least, 0.0, out=floats[1, :size])
+                reaches = bools[0, :size].copy_(above).bitwise_and_(kept) if low else bools[0, :size].copy_(kept)
+                beyond = torch.ops.aten.threshold.out(magnitudes, most, 0.0, out=floats[1, :size])
+                totals.append(beyond.sum())
+                looked_at.append((number, size))
+                below.append(_count(reaches))
+                found = _places(bools[1, :size].copy_(beyond).bitwise_and_(kept).bitwise_xor_(reaches))
+                sizes[number] = sizes.get(number, 0) + len(found)
+                keys.append(SINGLE.keys(magnitudes[found]))
+                places.append(found.add_(begin).int())
+                room -= len(found)
+        for (number, size), left in zip(looked_at, torch.stack(below).tolist() if below else (), strict=True):
+            counts[0, number] += size - left
+        for number, size in sizes.items():
+            counts[1, number] = size
+        ends = accumulate(sizes.values())
+        stretches = [(number, end - size, end) for (number, size), end in zip(sizes.items(), ends, strict=True)]
+        nothing = torch.zeros(0, dtype=torch.int32, device=self.device)
+        all_keys = torch.cat([nothing, *keys])
+        keys.clear()  # an update's memory is counted
+        inside = _Inside(all_keys, torch.cat([nothing, *places]), stretches)
+        places.clear()
+
+        # Bins as they are in a search of all keys, so that all ways to a threshold give the same.
+        first, bins = low >> SHIFT, (high - 1 >> SHIFT) - (low >> SHIFT) + 1
+        histogram = torch.bincount((inside.keys >> SHIFT) - first, minlength=bins)
+        finite = all(torch.stack(totals).isfinite().tolist()) if totals else True
+        useless = torch.tensor([not finite or room < 0], dtype=torch.int64, device=self.device)
+        summed = self.ranks.sum(torch.cat([useless, counts.flatten(), histogram]))
+        gives_up, *known = summed[: 1 + counts.numel()].tolist()
+        self._least = known[: len(self.tensors)]
+        self._most = [least + more for least, more in zip(self._least, known[len(self.tensors) :], strict=True)]
+        lower = sum(self._least)
+        if gives_up or not lower < k <= sum(self._most):
+            return None
+        cumulative = summed[1 + counts.numel() :].cumsum(0)
+        place = int(torch.searchsorted(cumulative, k - lower))
+        before = int(cumulative[place - 1]) if place else 0
+        rank, equal = k - lower - before, int(cumulative[place]) - before
+        start = first + place << SHIFT
+
+        def in_bin() -> Iterator[tuple[int, Tensor, int]]:
+            yield 0, inside.keys[inside.keys >> SHIFT == first + place] - start, 1
+
+        if rank == equal:
+            kth = Kth((1 << SHIFT) - 1, rank, equal)
+        else:
+            (kth,) = kth_smallest(in_bin, [rank], (SHIFT,), self.ranks, self.device, self._counts_dtype)
+
+        def tied() -> Iterator[tuple[int, Tensor, int]]:
+            for indices in self._equal(inside, start + kth.key):
+                yield 0, indices, 1
+
+        return Threshold(start + kth.key, self._first_of_ties([kth], [kth.rank], tied)[0])
+
+    def _equal(self, inside: _Inside, key: int) -> Iterator[Tensor]:
+        """The global indices of the weights in this rank's share that have this key."""
+        equal = inside.keys == key
+        for number, begin, end in inside.stretches:
+            places = inside.places[begin:end][equal[begin:end]]
+            if len(places):
+                yield self.tensors[number].indices_at(places.long())
+
+
+def _sample(values: Tensor) -> Tensor:
+    """One in 64 of them: the first of each stretch."""
+    whole = len(values) // STRIDE * STRIDE
+    rest = values[whole : whole + (len(values) - whole) * RUN // STRIDE]
+    return torch.cat([values[:whole].view(-1, STRIDE)[:, :RUN].flatten(), rest])
+
+
+def _value(key: int) -> float:
+    """The magnitude that has this key."""
+    return float(torch.tensor(key, dtype=torch.int32).view(torch.float32))
+
+
+def _count(marks: Tensor) -> Tensor:
+    """How many of a bool tensor of fewer than 2^31 elements are True."""
+    return marks.view(torch.uint8).sum(dtype=torch.int32)
+
+
+def _places(marks: Tensor) -> Tensor:
+    """Where a 1-D bool tensor with its own memory is True (int64). On a CPU eight are looked at at once, since few
+    are."""
+    whole = len(marks) // 8 * 8
+    if marks.device.type != "cpu" or not whole:
+        return marks.nonzero()[:, 0]
+    words = marks[:whole].view(torch.int64).nonzero()[:, 0]
+    row, column = marks[:whole].view(-1, 8)[words].nonzero(as_tuple=True)
+    rest = marks[whole:].nonzero()[:, 0] + whole
+    return torch.cat([words[row] * 8 + column, rest])
