@@ -74,7 +74,7 @@ def measured(model: nn.Module, rounds: int) -> dict[str, Any]:
     for weight in model.parameters():
         optimizer.state[weight]["momentum_buffer"] = torch.randn_like(weight)
     schedule = CubicSchedule(final=FINAL, begin=0, end=STEPS, every=1)
-    pruner = Pruner(model, optimizer, schedule, exclude=["*.bias"])
+    pruner = Pruner(model, optimizer, schedule)
     tensors = [tensor.weight.detach() for tensor in pruner.tensors]
     buffers = [optimizer.state[tensor.weight]["momentum_buffer"] for tensor in pruner.tensors]
     sparsity, step = 0.0, STEPS // 2 - 1
@@ -135,7 +135,7 @@ def kthvalue(tensors: list[Tensor], buffers: list[Tensor], sparsity: float) -> l
 
 
 def peer(tensors: list[Tensor], sparsity: float) -> None:
-    """On modules that hold copies, since it replaces parameters; making the copies is in the time of nobody."""
+    """On modules of its own, since it replaces parameters; they share memory with the model."""
     modules = [nn.Module() for _ in tensors]
     for module, weight in zip(modules, tensors, strict=True):
         module.weight = nn.Parameter(weight)  # of the same memory
