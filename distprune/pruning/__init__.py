@@ -10,6 +10,7 @@ from distprune.pruning.allocation import (
     UniformAllocation,
 )
 from distprune.pruning.blocks import BlockPattern, Blocks, Columns, Rows
+from distprune.pruning.gradsync import GradientSync
 from distprune.pruning.holder import LayerSparsity, MaskHolder, PruneReport
 from distprune.pruning.limits import Bounds
 from distprune.pruning.patterns import NM, Pattern
@@ -44,6 +45,7 @@ __all__ = [
     "ExponentialSchedule",
     "GlobalAllocation",
     "GradientScore",
+    "GradientSync",
     "GradualSchedule",
     "LampAllocation",
     "LayerSparsity",
