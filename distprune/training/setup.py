@@ -21,7 +21,7 @@ from distprune.data import Inputs, Order
 from distprune.data.sampler import mix
 from distprune.errors import ConfigError
 from distprune.models import build_model, load_weights
-from distprune.pruning import MaskHolder, Permutations, Pruner, Schedule, Score
+from distprune.pruning import GradientSync, MaskHolder, Permutations, Pruner, Schedule, Score
 from distprune.pruning.prunable import unwrap
 from distprune.structured import ChannelPruner, Channels, GroupPenalty, find_channels, kept_of
 from distprune.tracking import Trackers, read_histograms
@@ -307,6 +307,11 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
             "distill.sharded: the teacher can be sharded only where the student is; launch with launch/fsdp2.yaml, or "
             "leave it out"
         )
+    if config.train.gradients != "dense" and is_sharded(accelerator):
+        raise ConfigError(
+            f"train.gradients: {config.train.gradients} is for replicas, which hold all gradients, and FSDP shards "
+            "them; leave it out, or launch with launch/multi_gpu.yaml"
+        )
     bare = make_model(config, train)
     if not is_sharded(accelerator):  # else every rank's part is moved alone
         place(bare, config, accelerator.device)
@@ -324,6 +329,9 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         student.prepare()
     dense.remove()
     pruner = make_pruner(wrapped, optimizer, timetable.pruning.schedule, config, channels)
+    if config.train.gradients != "dense":
+        packed = True if config.train.gradients == "packed" else None
+        student.sync_gradients(lambda wrapped: GradientSync(pruner, wrapped, packed))
     tasks = Tasks(config, student, taps, pruner, timetable.spans, train, accelerator, folder)
     tasks.rehearse(inputs, outputs, len(labels), dense, optimizer.optimizer)
     trackers = Trackers()

@@ -39,6 +39,7 @@ class Student:
         self._accelerator = accelerator
         self._compiled = compiled
         self._rehearse = rehearse
+        self._sync: Callable[[DistributedDataParallel], object] = lambda wrapped: None
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The outputs of the wrapped model."""
@@ -49,6 +50,12 @@ class Student:
         self._rehearse(self.wrapped)
         if self._compiled:
             self.bare.compile()
+
+    def sync_gradients(self, sync: Callable[[DistributedDataParallel], object]) -> None:
+        """Call `sync` with the model where it is wrapped in DDP, now and whenever it is wrapped anew."""
+        self._sync = sync
+        if isinstance(self.wrapped, DistributedDataParallel):
+            sync(self.wrapped)
 
     def wrap_anew(self) -> None:
         """Wrap the bare model, whose parameters are new ones, as it was wrapped before."""
@@ -65,3 +72,4 @@ class Student:
             models[:] = [self.wrapped if model is old else model for model in models]
             self.wrapped.training = old.training
         self.prepare()
+        self.sync_gradients(self._sync)
