@@ -43,8 +43,8 @@ def update(found: dict[str, Any]) -> str:
         "## An update of the masks\n",
         "`python benchmarks/update.py`: scores, the exact global threshold, masks, weights and one momentum buffer "
         "zeroed, masks counted\nand fingerprinted, by `Pruner.step()` in the last half of a cubic schedule to 90 %; "
-        "the same sparsity by\n`torch.nn.utils.prune.global_unstructured`, and by concatenation and `kthvalue` written by "
-        "hand.\n",
+        "the same sparsity by\n`torch.nn.utils.prune.global_unstructured`, and by concatenation and `kthvalue` written "
+        "by hand.\n",
         f"{where(found)}.\n",
         "| model | form | ms | bytes a weight, beside masks | update is faster by |",
         "|---|---|---|---|---|",
