@@ -69,7 +69,8 @@ class GradientSync:
         """Called by DDP on every rank for the same buckets in the same order."""
         if bucket.index() == 0:
             self._begin()
-        buffer, places = bucket.buffer(), self._places_of(bucket) if self.is_packed else None
+        buffer, is_last = bucket.buffer(), bucket.is_last()
+        places = self._places_of(bucket) if self.is_packed and self._pruner.zeros else None
         if self._trial is not None and bucket.index() == 0:
             self._trial.began = time.perf_counter()
         # As DDP does it by itself: gradients times 1 / ranks are added up.
@@ -81,7 +82,7 @@ class GradientSync:
         else:
             future = Future[Any]()
             future.set_result([part])
-        return future.then(lambda done: self._unpack(buffer, part, places, bucket.is_last(), done))
+        return future.then(lambda done: self._unpack(buffer, part, places, is_last, done))
 
     def _unpack(self, buffer: Tensor, part: Tensor, places: Tensor | None, is_last: bool, done: Future[Any]) -> Tensor:
         done.value()  # raises what went wrong
