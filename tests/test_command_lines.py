@@ -66,8 +66,8 @@ LINES = [(page, line) for page in PAGES for line in command_lines(page) if line 
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory):
-    """Run a line in the workspace, most of `distprune` in this process, others in a shell. Those that make runs of which other
-    pages speak run before all others."""
+    """Run a line in the workspace, most of `distprune` in this process, others in a shell. Runs of which other pages
+    speak come first."""
     folder = tmp_path_factory.mktemp("repository")
     for name in ("launch", "slurm"):
         (folder / name).symlink_to(ROOT / name)
