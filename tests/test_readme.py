@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from distprune.config.schema import Data
+from distprune.data import load_images
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -75,3 +78,10 @@ def test_the_python_of_the_page_on_exports_packs_a_tensor(tmp_path):
     (code,) = blocks("docs/export.md")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert 0.1 < (tmp_path / "packed.safetensors").stat().st_size / (4 * 256 * 256) < 0.15
+
+
+def test_the_python_of_the_page_on_data_writes_a_set(tmp_path):
+    (code,) = blocks("docs/data.md")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    read = load_images(Data(source="tensors", path=str(tmp_path), mean=[0.5] * 3, std=[0.5] * 3), "train[:50%]")
+    assert read.images.get([0, 31]).shape == (2, 3, 32, 32)

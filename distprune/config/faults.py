@@ -74,6 +74,10 @@ def _image_faults(config: Config, data: Data) -> list[str]:
         faults.append("data.path: digits ships with scikit-learn and takes no path; leave it out")
     if data.source != "digits" and data.path is None:
         faults.append(f"data.path: source {data.source} needs one; set data.path")
+    if data.source == "tensors" and data.storage == "stream":
+        faults.append("data.storage: stream decodes images, and tensors are decoded; leave it out")
+    if data.storage == "device" and data.workers:
+        faults.append("data.workers: have nothing to load with data.storage=device; set data.workers=0")
     if len(data.mean) not in (1, 3):
         faults.append(f"data.mean: has {len(data.mean)} values; give 1 to read images as grey, or 3 as RGB")
     if len(data.mean) != len(data.std):

@@ -78,8 +78,9 @@ class Data(Section):
 
     task: Literal["images"] = "images"
     """images: classify images; text_classification: classify texts; causal_lm: foretell the next token of texts."""
-    source: Literal["digits", "parquet", "folder", "hub"]
-    """digits: scikit-learn's; parquet: a folder of files; folder: one image folder per class; hub: a data set name."""
+    source: Literal["digits", "parquet", "folder", "hub", "tensors"]
+    """digits: scikit-learn's; parquet: a folder of files; folder: one image folder per class; hub: a data set name;
+    tensors: a folder of SPLIT.safetensors with images and labels."""
     path: str | None = None
     """Folder, or name on the Hugging Face hub. Not for digits."""
     name: str | None = None
@@ -100,8 +101,9 @@ class Data(Section):
     """Mean of pixels scaled to [0, 1]: one value reads images as grey, three as RGB."""
     std: list[Positive]
     """Standard deviation of pixels scaled to [0, 1], as many values as mean."""
-    storage: Literal["auto", "memory", "stream"] = "auto"
-    """memory decodes once, into shared uint8; stream decodes in workers; auto: memory, for equal sizes up to 4 GiB."""
+    storage: Literal["auto", "memory", "stream", "device"] = "auto"
+    """memory decodes once, into shared uint8; stream decodes in workers; auto: memory, for equal sizes up to 4 GiB;
+    device: as memory, then held and transformed where the model is."""
     cache_dir: str | None = None
     """Where decoded images are kept. Default: $DISTPRUNE_CACHE, else ~/.cache/distprune."""
     workers: Annotated[int, Field(ge=0)] = 0

@@ -1,8 +1,8 @@
 """Data: sources, decoded storage, transforms, and loaders whose samples do not depend on the number of ranks."""
 
+from distprune.data.images import ImageData, load_images
 from distprune.data.loader import PADDING, Batch, ImageSamples, Inputs, Samples, eval_loader, normalize, train_loader
 from distprune.data.sampler import Order
-from distprune.data.sources import ImageData, load_images
 from distprune.data.texts import Blocks, LabelledTexts, load_texts, load_tokenizer
 
 __all__ = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from distprune.data.sampler import Draws
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class BatchRandomCrop:
         if not isinstance(self.size, int) or not isinstance(self.padding, int):
             raise TypeError(f"size and padding are whole numbers, got {self.size} and {self.padding}")
 
-    def __call__(self, images: Tensor, draws: Sequence[int]) -> Tensor:
-        """Crop `images` (N x C x H x W), each at the place that its draw, an integer of 64 random bits, says.
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """Crop `images` (N x C x H x W), each at the place that its draw says.
 
         Raises:
             ValueError: the padded images are smaller than the crop.
@@ -31,12 +34,14 @@ class BatchRandomCrop:
         rows, columns = images.shape[-2] - self.size + 1, images.shape[-1] - self.size + 1
         if rows < 1 or columns < 1:
             raise ValueError(f"RandomCrop of {self.size} does not fit padded images of {tuple(images.shape[-2:])}")
-        places = torch.tensor([((draw >> 32) % rows, (draw & 0xFFFFFFFF) % columns) for draw in draws])
-        window = torch.arange(self.size)
-        sample = torch.arange(len(images))[:, None, None, None]
-        channel = torch.arange(images.shape[1])[None, :, None, None]
-        y = (places[:, :1] + window)[:, None, :, None]
-        x = (places[:, 1:] + window)[:, None, None, :]
+        high, low = draws >> np.uint64(32), draws & np.uint64(0xFFFFFFFF)
+        drawn = np.stack([high % np.uint64(rows), low % np.uint64(columns)]).astype(np.int64)
+        places = torch.from_numpy(drawn).to(images.device, non_blocking=True)
+        window = torch.arange(self.size, device=images.device)
+        sample = torch.arange(len(images), device=images.device)[:, None, None, None]
+        channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+        y = (places[0, :, None] + window)[:, None, :, None]
+        x = (places[1, :, None] + window)[:, None, None, :]
         return images[sample, channel, y, x]
 
 
@@ -46,9 +51,11 @@ class BatchRandomHorizontalFlip:
 
     p: float = 0.5
 
-    def __call__(self, images: Tensor, draws: Sequence[int]) -> Tensor:
-        """Flip those of `images` (N x C x H x W) whose draw, an integer of 64 random bits, says so."""
-        flip = torch.tensor([draw < self.p * 2**64 for draw in draws])
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """Flip those of `images` (N x C x H x W) whose draw says so."""
+        limit = math.ceil(self.p * 2**64)
+        flip = torch.from_numpy(draws < np.uint64(limit) if limit < 2**64 else np.ones(len(draws), np.bool_))
+        flip = flip.to(images.device, non_blocking=True)
         return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distprune.data.sampler import Order, RankBatches, Token
-from distprune.data.sources import ImageData
+from distprune.data.storage import Store
 from distprune.data.transforms import Transforms
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -35,19 +35,26 @@ class Samples(Protocol):
 
 
 class ImageSamples:
-    """Images as transforms make them, uint8 as a rule."""
+    """Images as transforms make them, uint8 as a rule.
 
-    def __init__(self, data: ImageData, transforms: Transforms) -> None:
-        self._data = data
+    Args:
+        images: by index.
+        labels: of the same, on the device that these are on.
+        transforms: of all.
+    """
+
+    def __init__(self, images: Store, labels: Tensor, transforms: Transforms) -> None:
+        self._images = images
+        self._labels = labels
         self._transforms = transforms
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._labels)
 
     def batch(self, tokens: Sequence[Token]) -> Batch:
         """See `Samples`."""
         indices = [index for _, index in tokens]
-        return self._transforms(self._data.images.get(indices), tokens), self._data.labels[indices]
+        return self._transforms(self._images.get(indices), tokens), self._labels[indices]
 
 
 class _Batches(Dataset[Batch]):

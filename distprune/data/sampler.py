@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 Token = tuple[int, int]
 """Epoch and index of a sample: what its pixels and its augmentation depend on."""
+Draws = npt.NDArray[np.uint64]
+"""64 random bits for each sample."""
 
 
 def mix(*numbers: int) -> int:
@@ -23,6 +27,18 @@ def mix(*numbers: int) -> int:
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
+    return state
+
+
+def mix_each(seed: int, tokens: Sequence[Token], place: int) -> Draws:
+    """`mix` of seed, token and place, of all tokens at once."""
+    state = np.zeros(len(tokens), np.uint64)
+    columns = np.array(tokens, np.int64).reshape(-1, 2).astype(np.uint64).T
+    for number in (np.uint64(seed & 0xFFFFFFFFFFFFFFFF), *columns, np.uint64(place)):
+        state = state + number + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
     return state
 
 

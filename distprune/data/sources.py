@@ -1,55 +1,22 @@
-"""Data sets by source, checked before anything is trained on them."""
+"""Tables of Hugging Face datasets by source, and their labels, checked before anything is trained on them."""
 
 from __future__ import annotations
 
 import difflib
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
 
 from distprune.cache import is_offline
 from distprune.config.schema import Data, Texts
-from distprune.data.storage import Store, open_store
 from distprune.errors import ConfigError, MissingError, reason
 
+if TYPE_CHECKING:
+    import datasets  # for seconds, and not to be had everywhere: taken in where it is used
+
 DIGITS_TEST_IMAGES = 360
-
-
-class ImageData:
-    """One split of images: labels (int64, 1-D), the names of the classes, and images, decoded when first asked for."""
-
-    def __init__(self, table: datasets.Dataset, labels: Tensor, classes: list[str], config: Data) -> None:
-        self.labels = labels
-        self.classes = classes
-        self._table = table
-        self._config = config
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @cached_property
-    def images(self) -> Store:
-        """Images by index (uint8, C x H x W).
-
-        Raises:
-            ConfigError: see `open_store`.
-        """
-        return open_store(self._table, self._config)
-
-
-def load_images(config: Data, split: str) -> ImageData:
-    """Load and check `split` of the configured source.
-
-    Raises:
-        ConfigError: the source, the split or a column is not there, the split is empty, or a label is none.
-    """
-    table = load_table(config, split, {"image_column": config.image_column, "label_column": config.label_column})
-    labels, classes = read_labels(table, config.label_column, split)
-    return ImageData(table, labels, classes, config)
 
 
 def load_table(config: Data | Texts, split: str, columns: dict[str, str]) -> datasets.Dataset:
@@ -72,6 +39,8 @@ def load_table(config: Data | Texts, split: str, columns: dict[str, str]) -> dat
 
 
 def _load(config: Data | Texts, split: str) -> datasets.Dataset:
+    import datasets
+
     if config.source == "digits":
         return _digits(split)
     where: dict[str, Any]
@@ -93,6 +62,7 @@ def _load(config: Data | Texts, split: str) -> datasets.Dataset:
 
 def _digits(split: str) -> datasets.Dataset:
     """scikit-learn's 1,797 digits (8 x 8, 16 grey levels), the same fifth of each class held out as test every time."""
+    import datasets
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -118,6 +88,8 @@ def read_labels(table: datasets.Dataset, column: str, split: str) -> tuple[Tenso
     Raises:
         ConfigError: the column holds no class numbers, or some that are none.
     """
+    import datasets
+
     feature = table.features[column]
     values = np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):

@@ -7,9 +7,8 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,6 +19,9 @@ from torch import Tensor
 from distprune.cache import cache_folder
 from distprune.config.schema import Data
 from distprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    import datasets
 
 MEMORY_LIMIT = 4 << 30
 DECODE_BATCH = 1000
@@ -32,13 +34,16 @@ class Store(Protocol):
 
     def __len__(self) -> int: ...
 
-    def get(self, indices: list[int]) -> list[Tensor]:
-        """Images as uint8 tensors, C x H x W each."""
+    def get(self, indices: list[int]) -> Tensor | list[Tensor]:
+        """Images as uint8 tensors, C x H x W each, or stacked."""
         ...
 
 
 class MemoryStore:
-    """All images decoded, uint8, N x C x H x W; a file mapped into memory is shared by all workers and ranks."""
+    """All images decoded, uint8, N x C x H x W; a file mapped into memory is shared by all workers and ranks.
+
+    They may lie on any device; so do those that are asked for.
+    """
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -46,8 +51,8 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self.images)
 
-    def get(self, indices: list[int]) -> list[Tensor]:
-        return list(self.images[indices])
+    def get(self, indices: list[int]) -> Tensor:
+        return self.images[indices]
 
 
 class StreamStore:
@@ -74,8 +79,10 @@ def open_store(table: datasets.Dataset, config: Data) -> Store:
     """The images of `table`, in memory or streamed as `data.storage` says.
 
     Raises:
-        ConfigError: data.storage is memory, but sizes differ; or the column holds no images.
+        ConfigError: data.storage is memory or device, but sizes differ; or the column holds no images.
     """
+    import datasets
+
     column, mode = config.image_column, "L" if len(config.mean) == 1 else "RGB"
     if not isinstance(table.features[column], datasets.Image):
         raise ConfigError(f"data.image_column: {column!r} holds {table.features[column]}, not images")
@@ -91,8 +98,9 @@ def open_store(table: datasets.Dataset, config: Data) -> Store:
             return MemoryStore(torch.from_numpy(_decode_all(table, column, mode, np.empty(shape, np.uint8))))
         return MemoryStore(torch.from_numpy(_decode_to_file(table, column, mode, shape, _cache_folder(config))))
     except UnequalSizeError as error:
-        if config.storage == "memory":
-            raise ConfigError(f"data.storage: memory needs images of one size, but {error}; use stream") from None
+        if config.storage != "auto":
+            what = f"data.storage: {config.storage} needs images of one size"
+            raise ConfigError(f"{what}, but {error}; use stream") from None
         return stream
 
 
@@ -143,6 +151,8 @@ def _decode_all(table: datasets.Dataset, column: str, mode: str, pixels: Any) ->
 
 
 def _encoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
+    import datasets
+
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 

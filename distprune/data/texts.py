@@ -7,9 +7,8 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 from filelock import FileLock
@@ -23,6 +22,9 @@ from distprune.data.sampler import Token
 from distprune.data.sources import load_table, read_labels
 from distprune.errors import ConfigError
 from distprune.hub import loading
+
+if TYPE_CHECKING:
+    import datasets
 
 BATCH = 1000
 MULTIPLE = 8

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from distprune.data.augment import BATCHED, BatchRandomCrop, BatchRandomHorizontalFlip
-from distprune.data.sampler import Token, mix
+from distprune.data.sampler import Draws, Token, mix_each
 from distprune.errors import ConfigError
 
 # Without a draw of their own, and alike for one image and a stack of them.
@@ -39,21 +39,28 @@ class Transforms:
     """
 
     def __init__(self, steps: Sequence[str | dict[str, dict[str, Any]]], seed: int, key: str = "transforms") -> None:
+        self.key = key
         self._chain = [_build(step, f"{key}.{i}") for i, step in enumerate(steps)]
         self._seed = seed
         self._singles = len(self._chain)
         while self._singles and isinstance(self._chain[self._singles - 1], (*DETERMINISTIC, Drawing)):
             self._singles -= 1
 
-    def __call__(self, images: list[Tensor], tokens: Sequence[Token]) -> Tensor:
-        """Transform and stack `images` (C x H x W each) into one batch, N x C x H x W."""
-        singles = self._singles if len({image.shape for image in images}) == 1 else len(self._chain)
+    @property
+    def alone(self) -> str | None:
+        """The last transform that cannot do whole batches; None where all can."""
+        return type(self._chain[self._singles - 1]).__name__ if self._singles else None
+
+    def __call__(self, images: Tensor | Sequence[Tensor], tokens: Sequence[Token]) -> Tensor:
+        """Transform `images` (C x H x W each, or stacked) into one batch, N x C x H x W, on their device."""
+        same = isinstance(images, Tensor) or len({image.shape for image in images}) == 1
+        singles = self._singles if same else len(self._chain)
         state = torch.get_rng_state()
         if singles:
             alone = [self._run(0, singles, image[None], [token]) for image, token in zip(images, tokens, strict=True)]
             batch = torch.cat(alone)
         else:
-            batch = torch.stack(images)
+            batch = images if isinstance(images, Tensor) else torch.stack(list(images))
         batch = self._run(singles, len(self._chain), batch, tokens)
         torch.set_rng_state(state)
         return batch
@@ -61,7 +68,7 @@ class Transforms:
     def _run(self, begin: int, end: int, images: Tensor, tokens: Sequence[Token]) -> Tensor:
         for place in range(begin, end):
             transform = self._chain[place]
-            draws = [mix(self._seed, *token, place) for token in tokens]
+            draws = mix_each(self._seed, tokens, place)
             try:
                 images = _apply(transform, images, draws)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -69,12 +76,12 @@ class Transforms:
         return images
 
 
-def _apply(transform: nn.Module | Drawing, images: Tensor, draws: Sequence[int]) -> Tensor:
+def _apply(transform: nn.Module | Drawing, images: Tensor, draws: Draws) -> Tensor:
     if isinstance(transform, Drawing):
         return transform(images, draws)
     if not isinstance(transform, DETERMINISTIC):
         # torch.manual_seed would also queue a seeding of every GPU, once per image.
-        torch.default_generator.manual_seed(draws[0])
+        torch.default_generator.manual_seed(int(draws[0]))
     transformed: Tensor = transform(images)
     return transformed
 

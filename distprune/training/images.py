@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from distprune.config import Config
 from distprune.config.schema import Data
 from distprune.data import Batch, ImageSamples, Inputs, Samples, load_images, normalize
 from distprune.data.corruptions import CorruptedSamples, Corruption
+from distprune.data.storage import MemoryStore, Store
 from distprune.data.transforms import Transforms
 from distprune.errors import ConfigError, reason
 from distprune.training.splits import Split
@@ -35,6 +37,15 @@ class Images(Split):
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @cached_property
+    def _store(self) -> Store:
+        """Images by index, where they are transformed."""
+        store = self._images.images
+        if self._data.storage != "device":
+            return store
+        assert isinstance(store, MemoryStore)
+        return MemoryStore(store.images.to(self._accelerator.device))
 
     def first_samples(self, training: bool = False) -> Batch:
         """See `Split`.
@@ -61,15 +72,30 @@ class Images(Split):
         Raises:
             ConfigError: the transforms do not give what can be corrupted.
         """
-        samples = CorruptedSamples(self._samples(training=False), corruption, self._config.run.seed)
+        transforms = self._transforms(training=False)
+        samples = CorruptedSamples(
+            ImageSamples(self._images.images, self.labels, transforms), corruption, self._config.run.seed
+        )
         samples.batch(self._ends[:1])
         return self._batches(samples)
 
     def _samples(self, training: bool) -> Samples:
-        data, seed = self._data, self._config.run.seed
-        if training:
-            return ImageSamples(self._images, Transforms(data.train_transforms, seed, "data.train_transforms"))
-        return ImageSamples(self._images, Transforms(data.eval_transforms, seed, "data.eval_transforms"))
+        transforms = self._transforms(training)
+        if self._data.storage == "device" and transforms.alone is not None:
+            raise ConfigError(
+                f"data.storage: device transforms whole batches, and {transforms.alone} of {transforms.key} takes "
+                "images one by one; leave it out, or set data.storage=memory"
+            )
+        labels = self.labels.to(self._accelerator.device) if self._data.storage == "device" else self.labels
+        return ImageSamples(self._store, labels, transforms)
+
+    def _transforms(self, training: bool) -> Transforms:
+        key = "train_transforms" if training else "eval_transforms"
+        return Transforms(getattr(self._data, key), self._config.run.seed, f"data.{key}")
+
+    @property
+    def _pin(self) -> bool:
+        return super()._pin and self._data.storage != "device"
 
     def _on_device(self, inputs: Inputs) -> Inputs:
         assert isinstance(inputs, Tensor)

@@ -46,7 +46,7 @@ def digits(split):
     """Normalised images and labels of the digits, all at once."""
     data = load_config(DIGITS).data
     table = load_images(data, split)
-    images = torch.stack(table.images.get(list(range(len(table)))))
+    images = table.images.get(list(range(len(table))))
     return normalize(images, torch.tensor(data.mean), torch.tensor(data.std)), table.labels
 
 

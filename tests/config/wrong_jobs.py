@@ -276,6 +276,14 @@ DATA = [
         [*GREY, "data.path=SETS/unequal", "data.storage=memory"],
         ["data.storage", "8x9", "stream"],
     ),
+    (
+        "transform of single images on the device",
+        ["data.storage=device", "data.train_transforms=[{RandomRotation: {degrees: 9}}]"],
+        ["data.storage", "RandomRotation", "data.train_transforms", "data.storage=memory"],
+    ),
+    ("loaders of what lies on the device", ["data.storage=device", "data.workers=2"], ["data.workers=0"]),
+    ("tensors that are streamed", [*GREY, "data.source=tensors", "data.storage=stream"], ["data.storage", "leave"]),
+    ("tensors that are not there", [*GREY, "data.source=tensors"], ["train.safetensors", "no .safetensors"]),
     ("unequal sizes in a batch", [*GREY, "data.path=SETS/unequal"], ["data.", "size"]),
 ]
 

@@ -16,7 +16,7 @@ BY_NAME = pytest.mark.parametrize("corruption", ALL, ids=[corruption.name for co
 @pytest.fixture(scope="module")
 def digits():
     data = load_images(Data(source="digits", mean=[0.5], std=[0.5]), "test[:40]")
-    return ImageSamples(data, Transforms([], 0))
+    return ImageSamples(data.images, data.labels, Transforms([], 0))
 
 
 def photo(channels, side):

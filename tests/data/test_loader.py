@@ -21,13 +21,17 @@ def digits():
 
 def train_steps(data, begin, count, ranks=1, accumulate=1, workers=0, chain=AUGMENTED):
     """The samples of each step, those of all ranks together."""
-    order, made = Order(len(data), 20, seed=5), ImageSamples(data, Transforms(chain, seed=5))
+    order, made = Order(len(data), 20, seed=5), ImageSamples(data.images, data.labels, Transforms(chain, seed=5))
     parts = []
     for rank in range(ranks):
         loader = train_loader(made, order, begin, rank, ranks, accumulate, workers, pin_memory=False)
         micro = list(islice(loader, count * accumulate))
         parts.append([micro[i * accumulate : (i + 1) * accumulate] for i in range(count)])
     return [samples(*(batch for own in parts for batch in own[step])) for step in range(count)]
+
+
+def untransformed(data):
+    return ImageSamples(data.images, data.labels, Transforms([], 0))
 
 
 def everything(data):
@@ -66,7 +70,7 @@ def test_a_sample_is_augmented_anew_in_each_epoch(digits):
 )
 def test_each_sample_is_evaluated_on_exactly_one_rank(digits, ranks, batch_size, workers):
     by_rank = [
-        list(eval_loader(ImageSamples(digits, Transforms([], 0)), batch_size, rank, ranks, workers, pin_memory=False))
+        list(eval_loader(untransformed(digits), batch_size, rank, ranks, workers, pin_memory=False))
         for rank in range(ranks)
     ]
     sizes = [[len(images) for images, _ in batches] for batches in by_rank]
@@ -77,14 +81,14 @@ def test_each_sample_is_evaluated_on_exactly_one_rank(digits, ranks, batch_size,
 
 
 def test_an_evaluation_loader_can_be_read_again(digits):
-    loader = eval_loader(ImageSamples(digits, Transforms([], 0)), 50, 0, 1, 0, pin_memory=False)
+    loader = eval_loader(untransformed(digits), 50, 0, 1, 0, pin_memory=False)
     assert samples(*loader) == samples(*loader) == everything(digits)
 
 
 def test_reading_batches_leaves_the_random_numbers_of_the_process_alone(digits):
     state = torch.get_rng_state()
     train_steps(digits, 0, 2)
-    list(eval_loader(ImageSamples(digits, Transforms([], 0)), 50, 0, 1, 0, pin_memory=False))
+    list(eval_loader(untransformed(digits), 50, 0, 1, 0, pin_memory=False))
     assert torch.equal(torch.get_rng_state(), state), "evaluating more often would change what dropout drops"
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distprune.data import Order
-from distprune.data.sampler import RankBatches
+from distprune.data.sampler import RankBatches, mix, mix_each
 
 
 def epoch_order(order, epoch):
@@ -81,3 +81,11 @@ def test_a_start_at_a_later_step_goes_on_where_another_run_would_be(begin, old_r
     rest = steps_of(order, begin, 5, new_ranks, accumulate)
     for before, after in zip(whole[begin:], rest, strict=True):
         assert together(before) == together(after)
+
+
+@given(
+    seed=st.integers(-(2**40), 2**63), place=st.integers(0, 20),
+    tokens=st.lists(st.tuples(st.integers(-1, 2**40), st.integers(0, 2**40)), max_size=20),
+)  # fmt: skip
+def test_what_is_drawn_for_many_samples_is_what_is_drawn_for_each(seed, tokens, place):
+    assert mix_each(seed, tokens, place).tolist() == [mix(seed, *token, place) for token in tokens]

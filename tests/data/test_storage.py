@@ -46,18 +46,18 @@ def rgb(folder, **more):
 def pixels(config, split="train"):
     """All images, N x C x H x W."""
     data = load_images(config, split)
-    return torch.stack(data.images.get(list(range(len(data))))).numpy()
+    return torch.stack(list(data.images.get(list(range(len(data)))))).numpy()
 
 
 def expected(seed=0):
     return np.stack(random_images(40, (6, 5, 3), seed)).transpose(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("storage", ["auto", "memory", "stream"])
+@pytest.mark.parametrize("storage", ["auto", "memory", "stream", "device"])
 def test_images_are_the_same_pixels_however_they_are_stored(colours, storage):
     images = load_images(rgb(colours, storage=storage), "train").images
     assert len(images) == 40
-    assert np.array_equal(torch.stack(images.get([3, 39, 3])).numpy(), expected()[[3, 39, 3]])
+    assert np.array_equal(torch.stack(list(images.get([3, 39, 3]))).numpy(), expected()[[3, 39, 3]])
     assert all(image.dtype == torch.uint8 for image in images.get([0, 1]))
 
 
@@ -133,8 +133,11 @@ def test_images_of_unequal_sizes_are_streamed_unless_memory_is_asked_for(tmp_pat
         read = load_images(parquet(tmp_path), "train").images.get([0, 3])
         assert [tuple(image.shape) for image in read] == [(1, 4, 4), (1, 5, 4)]
         assert np.array_equal(read[1][0].numpy(), images[3])
-        with pytest.raises(ConfigError, match=r"data\.storage: .*image 3 is 4x5, the first 4x4; use stream"):
-            assert load_images(parquet(tmp_path, storage="memory"), "train").images
+        for storage in ("memory", "device"):
+            with pytest.raises(
+                ConfigError, match=rf"data\.storage: {storage} .*image 3 is 4x5, the first 4x4; use stream"
+            ):
+                assert load_images(parquet(tmp_path, storage=storage), "train").images
 
 
 def test_a_set_above_the_limit_is_streamed_unless_memory_is_asked_for(colours, decoded, monkeypatch):

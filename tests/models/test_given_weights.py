@@ -31,7 +31,7 @@ def held_out(tmp_path, monkeypatch):
         pytest.skip(f"no cifar10 at {folder}; DISTPRUNE_DATA names the folder that holds it")
     keep_writes_in(tmp_path, monkeypatch)
     data = load_images(parquet(folder, image_column="img", mean=MEAN, std=STD), "test[:300]")
-    return normalize(torch.stack(data.images.get(list(range(300)))), torch.tensor(MEAN), torch.tensor(STD)), data.labels
+    return normalize(data.images.get(list(range(300))), torch.tensor(MEAN), torch.tensor(STD)), data.labels
 
 
 def test_resnet_20_recognises_nine_of_ten_images(given_weights, held_out):

@@ -107,7 +107,7 @@ def test_a_run_ends_with_figures_of_all_sets_that_fit_its_summary(capsys):
 
     data = load_config(DIGITS).data
     table = load_images(data, "test")
-    images = normalize(torch.stack(table.images.get(list(range(360)))), torch.tensor(data.mean), torch.tensor(data.std))
+    images = normalize(table.images.get(list(range(360))), torch.tensor(data.mean), torch.tensor(data.std))
     right = {}
     for name in ("dense", "model"):
         model = build_model("digits_cnn", {}, 10).eval()
