@@ -73,9 +73,8 @@ class Images(Split):
             ConfigError: the transforms do not give what can be corrupted.
         """
         transforms = self._transforms(training=False)
-        samples = CorruptedSamples(
-            ImageSamples(self._images.images, self.labels, transforms), corruption, self._config.run.seed
-        )
+        images = ImageSamples(self._images.images, self._images.labels, transforms)
+        samples = CorruptedSamples(images, corruption, self._config.run.seed)
         samples.batch(self._ends[:1])
         return self._batches(samples)
 
@@ -86,7 +85,9 @@ class Images(Split):
                 f"data.storage: device transforms whole batches, and {transforms.alone} of {transforms.key} takes "
                 "images one by one; leave it out, or set data.storage=memory"
             )
-        labels = self.labels.to(self._accelerator.device) if self._data.storage == "device" else self.labels
+        labels = self._images.labels
+        if self._data.storage == "device":
+            labels = labels.to(self._accelerator.device)
         return ImageSamples(self._store, labels, transforms)
 
     def _transforms(self, training: bool) -> Transforms:
