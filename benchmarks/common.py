@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from distprune.cli import STOPPED_EARLY
 from distprune.training.hosts import processor
 
 RESULTS = Path(__file__).parent / "results"
@@ -22,7 +25,13 @@ KEPT = (
 OF_A_PLACE = ("data.path", "data.source", "model.weights", "run.dir", "tracking")
 
 
-def run(config: Path, folder: Path, overrides: Sequence[str], threads: int | None = None) -> dict[str, Any]:
+class StoppedEarly(Exception):
+    """A run was stopped when its time was over."""
+
+
+def run(
+    config: Path, folder: Path, overrides: Sequence[str], threads: int | None = None, minutes: float | None = None
+) -> dict[str, Any]:
     """One run in a process of its own; its summary. One that is done already is not done again.
 
     Args:
@@ -30,15 +39,20 @@ def run(config: Path, folder: Path, overrides: Sequence[str], threads: int | Non
         folder: its run folder.
         overrides: of the configuration.
         threads: of the process; None leaves them to torch.
+        minutes: that it may take; one that was stopped goes on.
+
+    Raises:
+        StoppedEarly: it took longer.
     """
     words = [f"run.dir={folder}", "tracking.wandb.mode=disabled", *overrides]
+    words += [] if minutes is None else [f"run.max_minutes={minutes:.2f}"]
     environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    subprocess.run(
-        [sys.executable, "-m", "distprune.train", str(config), *words],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+    command = [sys.executable, "-m", "distprune.train", str(config), *words]
+    code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
+    if code == STOPPED_EARLY:
+        raise StoppedEarly(f"{folder} was stopped")
+    if code:
+        sys.exit(f"{' '.join(command)} has failed")
     return summary_of(folder)
 
 
@@ -67,9 +81,16 @@ def origin(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """What this is measured on."""
-    return {"cores": os.cpu_count(), "processor": processor(), "system": platform.platform()}
+    found = {"cores": os.cpu_count(), "processor": processor(), "system": platform.platform()}
+    return found if device == "cpu" else {**found, "gpu": torch.cuda.get_device_name()}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was told; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

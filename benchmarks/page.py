@@ -1,80 +1,178 @@
-"""docs/benchmarks.md from benchmarks/results: what was measured, beside what was asked.
+"""docs/benchmarks.md, docs/scaling.md and plots from benchmarks/results: what was measured, beside what was asked.
 
 python benchmarks/page.py
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from typing import Any
 
+from accuracy import JOBS
 from common import RESULTS
+from markdown import read, table, where
+from plots import DOCS, bars
+from scaling_page import scaling
 
-PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
+NOT_MEASURED = "not measured"
 HEAD = """# Benchmarks
 
 Scripts in `benchmarks/` put distprune and what else does the job side by side, in turns, in one run on one machine, and
 write `benchmarks/results/*.json`; this page is made of those by `benchmarks/page.py`. Times say little about another
-machine; ratios, medians of those within a round, say more.
+machine; ratios, medians of those within a round, say more. What needs a GPU is run by `benchmarks/gpu.sh`, which also
+proves each of its pieces on a CPU (`--dry-run`).
 """
+CASES = {
+    "pruner-resnet20": ("a loop with `Pruner` at 90 %, update every 100 steps, ResNet-20, batch 128", 1.02),
+    "pruner-resnet50": ("the same, update every 5 steps, ResNet-50 at 224, batch 4", 1.02),
+    "trainer": ("the main job without pruning, batches in memory", 1.02),
+    "pipeline": ("the main job, input pipeline included, beside a loop with torchvision's", 1.05),
+    "teacher": ("the main job with a teacher, beside a loop that runs the teacher forward", 1.05),
+}
 
 
 def main() -> None:
-    parts = [HEAD, update(read("update")), gradients(read("gradients"))]
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
-    print(PAGE)
+    parts = [
+        HEAD, section("update", update), section("step", step), section("start", start),
+        section("gradients", gradients), accuracy(), ablation(), gpu(),
+    ]  # fmt: skip
+    for name, text in (("benchmarks", "\n".join(parts)), ("scaling", scaling(read("scaling")))):
+        path = DOCS / f"{name}.md"
+        path.write_text(text, encoding="utf-8")
+        print(path)
 
 
-def read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
+def section(name: str, written: Callable[[dict[str, Any]], str]) -> str:
+    """A part of the page, of what was measured."""
+    return written(read(name)) if (RESULTS / f"{name}.json").exists() else ""
 
 
-def where(found: dict[str, Any]) -> str:
-    machine = found["machine"]
-    threads = f", {machine['threads']} threads" if "threads" in machine else ""
-    place = f"{machine['processor']}, {machine['cores']} cores{threads}"
-    return f"{place}; torch {found['torch']}; commit {found['commit']}"
-
-
-def update(found: dict[str, Any]) -> str:
+def update(found: dict[str, Any], title: str = "An update of the masks", command: str = "") -> str:
     """An update of the masks."""
-    lines = [
-        "## An update of the masks\n",
-        "`python benchmarks/update.py`: scores, the exact global threshold, masks, weights and one momentum buffer "
-        "zeroed, masks counted\nand fingerprinted, by `Pruner.step()` in the last half of a cubic schedule to 90 %; "
-        "the same sparsity by\n`torch.nn.utils.prune.global_unstructured`, and by concatenation and `kthvalue` written "
-        "by hand.\n",
-        f"{where(found)}.\n",
-        "| model | form | ms | bytes a weight, beside masks | update is faster by |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, model in found["models"].items():
         for form, one in model["forms"].items():
             ratio = model["ratios"][form]
             told = f"{ratio['median']:.1f} ({ratio['low']:.1f}-{ratio['high']:.1f})"
             told = {"update": f"takes {told} reads", "read (sum)": ""}.get(form, told)
-            lines.append(f"| {name} | {form} | {one['median_ms']:.1f} | {one['bytes_per_weight']:.2f} | {told} |")
+            rows.append(f"{name} | {form} | {one['median_ms']:.1f} | {one['bytes_per_weight']:.2f} | {told}")
+    times = {
+        name: {f: one["median_ms"] for f, one in model["forms"].items()} for name, model in found["models"].items()
+    }
+    picture = bars("update_gpu" if command else "update", times, "milliseconds", logarithmic=True)
+    lines = [
+        f"## {title}\n",
+        f"`python benchmarks/update.py{command}`: scores, the exact global threshold, masks, weights and one momentum "
+        "buffer\nzeroed, masks counted and fingerprinted, by `Pruner.step()` in the last half of a cubic schedule to "
+        "90 %; the same\nsparsity by `torch.nn.utils.prune.global_unstructured`, and by concatenation and `kthvalue` "
+        "written by hand.\n",
+        f"{where(found)}.\n",
+        *table("model | form | ms | bytes a weight, beside masks | update is faster by", rows),
+        f"\n![Milliseconds of an update and of its peers]({picture})\n",
+    ]
+    return "\n".join(lines)
+
+
+def step(found: dict[str, Any], title: str = "A training step") -> str:
+    """What a step costs."""
+    rows = []
+    for name, one in found["cases"].items():
+        what, asked = CASES[name]
+        ratio = f"{one['ratio']:.3f} ({one['low']:.3f}-{one['high']:.3f})"
+        rows.append(f"{what} | {one['ours_ms']:.1f} | {one['by_hand_ms']:.1f} | {ratio} | {asked:.2f}")
+    lines = [
+        f"## {title}\n",
+        "`python benchmarks/step.py`: beside the same step of a loop written by hand with accelerate, in turns in one "
+        "process.\nRatios of times, medians and quartiles; `most` is what was asked for.\n",
+        f"{where(found)}.\n",
+        *table("what | ms | by hand, ms | ratio | most", rows),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def start(found: dict[str, Any]) -> str:
+    """The time to the first step."""
+    lines = [
+        "## Start\n",
+        "`python benchmarks/start.py`: from `accelerate launch` to the end of the first step, ResNet-18, two "
+        "processes.\n",
+        f"{where(found)}.\n",
+        f"`distprune.train` {found['ours_s']:.1f} s, a plain script {found['plain_s']:.1f} s: {found['ratio']:.2f} "
+        f"times ({found['low']:.2f}-{found['high']:.2f}), asked at most 1.15.\n`distprune --help`: "
+        f"{found['help_s']:.2f} s.\n",
+    ]
+    return "\n".join(lines)
 
 
 def gradients(found: dict[str, Any]) -> str:
     """What travels between ranks."""
+    rows = []
+    for sparsity, ways in found["sparsities"].items():
+        for way, one in ways.items():
+            exchange = f"{one['exchange_ms']:.0f} | {one['exchange_ratio']:.2f}" if "exchange_ms" in one else "|"
+            whole = f"{one['mbytes']:.1f} | {one['step_ms']:.0f} | {one['step_ratio']:.2f}"
+            rows.append(f"{sparsity} | {way} | {whole} | {exchange}")
+    times = {
+        f"sparsity {s}": {way: one["step_ms"] for way, one in ways.items()} for s, ways in found["sparsities"].items()
+    }
+    picture = bars("gradients", times, "milliseconds a step")
     lines = [
         "## Gradients between two hosts\n",
         f"`python benchmarks/gradients.py`: two network namespaces with a link of {found['rate']}, a model of "
         f"{found['weights']:,} weights,\n{found['batch']} samples a rank. `ddp` is DistributedDataParallel by itself, "
-        "the others are `GradientSync` ([pruning](pruning.md)). Bytes are\nthe link's.\n",
+        "the others are `GradientSync` ([pruning](pruning.md)). Bytes are\nthe link's. Other links and sparsities: "
+        "[scaling](scaling.md).\n",
         f"{where(found)}.\n",
-        "| sparsity | way | MB a step | step, ms | faster by | exchange, ms | faster by |",
-        "|---|---|---|---|---|---|---|",
+        *table("sparsity | way | MB a step | step, ms | faster by | exchange, ms | faster by", rows),
+        f"\n![Milliseconds a step]({picture})\n",
     ]
-    for sparsity, ways in found["sparsities"].items():
-        for way, one in ways.items():
-            exchange = f"{one['exchange_ms']:.0f} | {one['exchange_ratio']:.2f}" if "exchange_ms" in one else "|"
-            step = f"{one['step_ms']:.0f} | {one['step_ratio']:.2f}"
-            lines.append(f"| {sparsity} | {way} | {one['mbytes']:.1f} | {step} | {exchange} |")
+    return "\n".join(lines)
+
+
+def accuracy() -> str:
+    """Every job that has something to compare with."""
+    rows = []
+    for name, job in JOBS.items():
+        if job.asked is None and job.published is None:
+            continue
+        path = RESULTS / f"accuracy-{name}.json"
+        ours = origin = NOT_MEASURED
+        if path.exists():
+            found = read(f"accuracy-{name}")
+            low, high = found["eval/top1 range"]
+            ours = f"{found['eval/top1 mean']:.2f} ({low:.2f}-{high:.2f}, {len(found['runs'])} seeds)"
+            origin = f"{found['commit']}, {found['machine'].get('gpu', found['machine']['processor'])}"
+        published = f"{job.published[0]:.2f}, {job.published[1]}" if job.published else "none"
+        asked = "" if job.asked is None else f"{job.asked:.2f}"
+        rows.append(f"`{name}` | {published} | {asked} | {ours} | {origin}")
+    lines = [
+        "## Accuracy\n",
+        "`python benchmarks/accuracy.py NAME`; settings are in the configuration that `JOBS` there names, and in the "
+        "results. Top-1 in\npercent on the test images, looked at once, of the last step; mean, range and seeds.\n",
+        *table("job | best published | asked | measured | commit, machine", rows),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def ablation() -> str:
+    """What each part brings."""
+    text = (RESULTS / "mnist_ablation.md").read_text(encoding="utf-8")
+    return text.replace("# LeNet-300-100 on MNIST at 98 %", "## What each part brings: LeNet-300-100, MNIST, 98 %")
+
+
+def gpu() -> str:
+    """What was measured on one."""
+    parts = ["## On a GPU\n"]
+    if (RESULTS / "update_gpu.json").exists():
+        parts.append(update(read("update_gpu"), "An update on a GPU", " --device cuda"))
+    if (RESULTS / "step_gpu.json").exists():
+        parts.append(step(read("step_gpu"), "A training step on a GPU"))
+    for name, column in (("topologies", "ways"), ("two_four", "layers")):
+        if (RESULTS / f"{name}.json").exists():
+            found = read(name)
+            rows = [f"{way} | {', '.join(f'{k}: {v}' for k, v in one.items())}" for way, one in found[column].items()]
+            parts += [f"`python benchmarks/{name}.py`, {where(found)}:\n", *table("what | figures", rows), ""]
+    return "\n".join(parts if len(parts) > 1 else [*parts, f"{NOT_MEASURED.capitalize()}.\n"])
 
 
 if __name__ == "__main__":

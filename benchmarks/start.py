@@ -19,10 +19,13 @@ import time
 from pathlib import Path
 from unittest.mock import patch
 
+import datasets
+import numpy as np
 import torch
 import yaml
 from common import commit, machine, write
-from step import job, picture_files
+from PIL import Image
+from step import job
 
 HERE = Path(__file__).parent
 LAUNCH = ["accelerate", "launch", "--config_file", str(HERE.parent / "launch" / "cpu.yaml")]
@@ -39,8 +42,10 @@ def main() -> None:
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        picture_files(folder / "images")
-        config = {**job(folder, 100, taught=False), "model": {"name": "torchvision:resnet18"}}
+        parquet_files(folder / "images")
+        config = job(folder, 100, taught=False)
+        config["model"] = {"name": "torchvision:resnet18"}
+        config["data"] |= {"source": "parquet", "path": str(folder / "images")}
         (folder / "job.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         for number in range(words.rounds + 1):
             shutil.rmtree(folder / "run", ignore_errors=True)
@@ -67,6 +72,19 @@ def main() -> None:
     first = f"first step after {result['ours_s']:.2f} s, plain {result['plain_s']:.2f} s"
     print(f"{first}: {ratio:.3f} ({low:.3f}-{high:.3f})")
     print(f"distprune --help {result['help_s']:.3f} s")
+
+
+def parquet_files(folder: Path) -> None:
+    """Write a data set of CIFAR-10's shapes."""
+    generator = np.random.default_rng(0)
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=[str(label) for label in range(10)])
+    )
+    folder.mkdir()
+    for split, count in (("train", 2560), ("test", 250)):
+        pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        rows = {"image": [Image.fromarray(image) for image in pixels], "label": [i % 10 for i in range(count)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
 
 
 def first_step(command: list[str]) -> float:

@@ -1,6 +1,6 @@
 """What a training step costs with distprune, beside the same step written by hand, in turns in one process.
 
-    python benchmarks/step.py [--cases pruner-resnet20,trainer,...] [--rounds 9]
+    python benchmarks/step.py [--cases pruner-resnet20,trainer,...] [--rounds 9]      # on a GPU, where there is one
 
 Cases:
     pruner-resnet20   a loop by hand with accelerate, and the same with a `Pruner` at 90 % that updates its masks every
@@ -13,29 +13,30 @@ Cases:
 
 The main job is `distprune.train` as users start it, with its logging, checks and stop path; between two of its steps
 the other takes its turn. Each turn is timed as a whole; a ratio is of a turn and the mean of the turns beside it.
+Figures of a GPU go to results/step_gpu.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import datasets
-import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
 import yaml
 from accelerate import Accelerator
-from common import commit, machine, write
+from accelerate.state import AcceleratorState
+from common import commit, machine, synchronize, write
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ from distprune.training.stopping import Stopper
 BATCH, IMAGES, WORKERS = 128, 2560, 1
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -59,10 +61,12 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help=f"which (default: {','.join(CASES)})")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each (default: 9)")
     parser.add_argument("--steps", type=int, help="in each turn, instead of the case's own number")
+    parser.add_argument("--no-write", action="store_true", help="leave the results as they are")
     words = parser.parse_args()
     found = {}
     for name in words.cases.split(","):
         case, steps = CASES[name]
+        AcceleratorState._reset_state(reset_partial_state=True)  # each case as in a process of its own
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = case(Path(folder), words.steps or steps, words.rounds)
         found[name] = {"steps": words.steps or steps, **compared(ours, theirs, words.steps or steps)}
@@ -72,17 +76,19 @@ def main() -> None:
             f"({one['low']:.3f}-{one['high']:.3f})",
             flush=True,
         )
-    threads = {**machine(), "threads": torch.get_num_threads()}
-    print(write("step", {"machine": threads, "torch": torch.__version__, "commit": commit(), "cases": found}))
+    threads = {**machine(DEVICE.type), "threads": torch.get_num_threads()}
+    name = "step" if DEVICE.type == "cpu" else "step_gpu"
+    if not words.no_write:
+        print(write(name, {"machine": threads, "torch": torch.__version__, "commit": commit(), "cases": found}))
 
 
 def compared(ours: list[float], theirs: list[float], steps: int) -> dict[str, float]:
-    """Times a step, and the median and quartiles of ratios; `theirs` are the turns between those of `ours`."""
+    """Times a step, and the median and quartiles of ratios; those of `ours` lie between two of `theirs`."""
     beside = [(before + after) / 2 for before, after in itertools.pairwise(theirs)]
-    ratios = [own / other for own, other in zip(ours[1:], beside, strict=True)]
+    ratios = [own / other for own, other in zip(ours, beside, strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4)
     return {
-        "ours_ms": 1e3 * statistics.median(ours[1:]) / steps,
+        "ours_ms": 1e3 * statistics.median(ours) / steps,
         "by_hand_ms": 1e3 * statistics.median(theirs) / steps,
         "ratio": median,
         "low": low,
@@ -112,6 +118,7 @@ class Loop:
 
     def turn(self, steps: int) -> float:
         """Seconds that so many steps take."""
+        synchronize(DEVICE)
         began = time.perf_counter()
         for inputs, labels in itertools.islice(self.batches, steps):
             if self.teacher is not None:
@@ -122,13 +129,16 @@ class Loop:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.after()
+        synchronize(DEVICE)
         return time.perf_counter() - began
 
 
 def drawn(size: int, classes: int, count: int) -> Batches:
     """A few batches, over and over."""
     torch.manual_seed(0)
-    few = [(torch.randn(count, 3, size, size), torch.randint(classes, (count,))) for _ in range(4)]
+    few = [
+        (torch.randn(count, 3, size, size).to(DEVICE), torch.randint(classes, (count,)).to(DEVICE)) for _ in range(4)
+    ]
     return itertools.cycle(few)
 
 
@@ -136,14 +146,16 @@ def with_pruner(
     make: Callable[[], nn.Module], size: int, count: int, steps: int, rounds: int
 ) -> tuple[list[float], list[float]]:
     """A loop with a Pruner at 90 %, which updates its masks once in every turn, beside the same loop without."""
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=DEVICE.type == "cpu")
     classes = 10 if size == 32 else 1000
     plain, pruned = (Loop(make(), drawn(size, classes, count), accelerator) for _ in range(2))
     # From 0.9 on it rises by next to nothing, so that every update has all to do.
     schedule = Rising(steps)
     pruner = Pruner(pruned.model, pruned.optimizer, schedule)
     pruned.after = pruner.step
-    ours, theirs = [pruned.turn(steps)], [plain.turn(steps)]
+    for loop in (pruned, plain):
+        loop.turn(steps)
+    ours, theirs = [], [plain.turn(steps)]
     for _ in range(rounds):
         ours.append(pruned.turn(steps))
         theirs.append(plain.turn(steps))
@@ -198,10 +210,10 @@ def beside_main_job(
     folder: Path, steps: int, rounds: int, in_memory: bool, taught: bool = False
 ) -> tuple[list[float], list[float]]:
     """Turns of the main job and of a loop by hand."""
-    pixels, labels = picture_files(folder / "images")
+    images, labels = picture_files(folder)
     model = build_model("resnet20", {}, 10, "model", "images")
     save_file(model.state_dict(), folder / "weights.safetensors")
-    (folder / "job.yaml").write_text(yaml.safe_dump(job(folder, steps * (rounds + 3), taught)), encoding="utf-8")
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(folder, steps * (rounds + 2), taught)), encoding="utf-8")
     ours: list[float] = []
     theirs: list[float] = []
     loop: list[Loop] = []
@@ -209,15 +221,16 @@ def beside_main_job(
 
     def by_hand() -> Loop:
         # Made when the main job has made its own accelerator: there is one state for all.
-        accelerator = Accelerator(cpu=True)
-        batches = drawn(32, 10, BATCH) if in_memory else read(pixels, labels)
+        accelerator = Accelerator(cpu=DEVICE.type == "cpu")
+        batches = drawn(32, 10, BATCH) if in_memory else read(images, labels)
         own = build_model("resnet20", {}, 10, "model", "images")
-        return Loop(own, batches, accelerator, model.eval() if taught else None)
+        return Loop(own, batches, accelerator, model.eval().to(DEVICE) if taught else None)
 
     def after_step(stopper: Stopper) -> str | None:
         nonlocal began, done
         done += 1
-        if done % steps == 0 and len(ours) <= rounds:
+        if done % steps == 0 and len(ours) < rounds:
+            synchronize(DEVICE)
             if began:
                 ours.append(time.perf_counter() - began)
             if not loop:
@@ -232,9 +245,10 @@ def beside_main_job(
         patched.enter_context(patch.object(Stopper, "after_step", after_step))
         if in_memory:
             patched.enter_context(patch.object(Split, "train_batches", lambda *_: drawn(32, 10, BATCH)))
+        patched.enter_context(redirect_stdout(io.StringIO()))
         code = train([str(folder / "job.yaml")])
     assert code == 0
-    assert len(ours) == rounds + 1
+    assert len(ours) == rounds
     return ours, theirs
 
 
@@ -243,8 +257,7 @@ def job(folder: Path, steps: int, taught: bool) -> dict[str, Any]:
     config: dict[str, Any] = {
         "model": {"name": "resnet20"},
         "data": {
-            "source": "parquet", "path": str(folder / "images"), "image_column": "image", "label_column": "label",
-            "mean": MEAN, "std": STD, "workers": WORKERS,
+            "source": "tensors", "path": str(folder), "mean": MEAN, "std": STD, "workers": WORKERS,
             "train_transforms": [{"RandomCrop": {"size": 32, "padding": 4}}, "RandomHorizontalFlip"],
         },
         "phases": {"dense": {"steps": steps, "lr": LR, "schedule": "constant"}, "prune": {"steps": 1, "lr": LR}},
@@ -260,27 +273,20 @@ def job(folder: Path, steps: int, taught: bool) -> dict[str, Any]:
     return config
 
 
-def picture_files(folder: Path) -> tuple[Any, list[int]]:
-    """Write a data set of CIFAR-10's shapes; its pixels (N x 32 x 32 x 3) and labels."""
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
-    labels = generator.integers(0, 10, IMAGES).tolist()
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=[str(label) for label in range(10)])
-    )
-    folder.mkdir()
-    for split, count in (("train", IMAGES), ("test", 256)):
-        rows = {"image": [Image.fromarray(image) for image in pixels[:count]], "label": labels[:count]}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    return pixels, labels
+def picture_files(folder: Path) -> tuple[Tensor, Tensor]:
+    """Write a data set of CIFAR-10's shapes; its images (uint8, N x 3 x 32 x 32) and labels."""
+    images, labels = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8), torch.arange(IMAGES) % 10
+    for split, count in (("train", IMAGES), ("test", 250)):
+        save_file({"images": images[:count].clone(), "labels": labels[:count]}, folder / f"{split}.safetensors")
+    return images, labels
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
     """As torchvision's CIFAR10: pixels in memory, each image made and transformed when it is asked for."""
 
-    def __init__(self, pixels: Any, labels: list[int]) -> None:
-        self.pixels = pixels
-        self.labels = labels
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = labels.tolist()
         self.transform = v2.Compose([
             v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
@@ -293,12 +299,13 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
-def read(pixels: Any, labels: list[int]) -> Batches:
+def read(images: Tensor, labels: Tensor) -> Batches:
     """Batches as a DataLoader gives them, epoch by epoch."""
     loader = DataLoader(
-        Pictures(pixels, labels), BATCH, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True
-    )
-    loader = Accelerator(cpu=True).prepare(loader)
+        Pictures(images, labels), BATCH, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True,
+        pin_memory=DEVICE.type == "cuda",
+    )  # fmt: skip
+    loader = Accelerator(cpu=DEVICE.type == "cpu").prepare(loader)
     while True:
         yield from loader
 

@@ -1,12 +1,13 @@
 """How long an update of the masks takes, beside what else prunes globally, and beside one read of the weights.
 
-    python benchmarks/update.py [--weights resnet50,100M] [--rounds 9]
+    python benchmarks/update.py [--weights resnet50,100M] [--rounds 9] [--device cuda]
 
 An update is all that `Pruner.step()` does at an update of a gradual schedule: scores, the exact threshold, masks,
 weights and one momentum buffer zeroed, masks counted and compared. Peers: `torch.nn.utils.prune.global_unstructured`
-with magnitudes to the same sparsity, and concatenation, `kthvalue`, masks and zeroing of the same tensors in plain
-torch. All run in turns in one process; ratios are of the same round. Memory is the most that an update or a peer holds
-beside what is there before, by torch's profiler, masks not counted.
+with magnitudes to the same sparsity, and concatenation, `kthvalue` (`sort` and `topk` too on a GPU), masks and zeroing
+of the same tensors in plain torch. All run in turns in one process; ratios are of the same round. Memory is the most
+that an update or a peer holds beside what is there before, by torch's profiler or CUDA's allocator, masks not counted.
+Figures of a GPU go to results/update_gpu.json.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 import torchvision
-from common import commit, machine, write
+from common import commit, machine, synchronize, write
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
@@ -34,15 +35,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="resnet50,100M", help="models (default: resnet50,100M)")
     parser.add_argument("--rounds", type=int, default=9, help="of each (default: 9)")
+    parser.add_argument("--device", default="cpu", help="where the weights are (default: cpu)")
+    parser.add_argument("--no-write", action="store_true", help="leave the results as they are")
     words = parser.parse_args()
-    found = {name: measured(MODELS[name](), words.rounds) for name in words.weights.split(",")}
+    found = {name: measured(MODELS[name]().to(words.device), words.rounds) for name in words.weights.split(",")}
     result = {
-        "machine": {**machine(), "threads": torch.get_num_threads()},
+        "machine": {**machine(words.device), "threads": torch.get_num_threads()},
         "torch": torch.__version__,
         "commit": commit(),
         "models": found,
     }
-    print(write("update", result))
+    if not words.no_write:
+        print(write("update" if words.device == "cpu" else "update_gpu", result))
     for name, figures in found.items():
         print(f"{name}, {figures['weights']:,} weights")
         for form, one in figures["forms"].items():
@@ -65,6 +69,7 @@ def spread(model: nn.Module) -> nn.Module:
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: spread(torchvision.models.resnet50()),
     "100M": lambda: spread(nn.Sequential(*(nn.Linear(4096, 4096, bias=False) for _ in range(6)))),
+    "tiny": lambda: spread(nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(6)))),
 }
 
 
@@ -90,19 +95,24 @@ def measured(model: nn.Module, rounds: int) -> dict[str, Any]:
     forms: dict[str, Callable[[], object]] = {
         "update": update,
         "read (sum)": lambda: [float(weight.sum()) for weight in tensors],
-        "concat + kthvalue": lambda: kthvalue(tensors, buffers, sparsity),
+        "concat + kthvalue": lambda: by_hand(tensors, buffers, sparsity, kthvalue),
         "global_unstructured": lambda: peer(tensors, sparsity),
     }
+    if tensors[0].is_cuda:
+        forms["concat + sort"] = lambda: by_hand(tensors, buffers, sparsity, by_sort)
+        forms["concat + topk"] = lambda: by_hand(tensors, buffers, sparsity, by_topk)
     times: dict[str, list[float]] = {form: [] for form in forms}
     memory = {}
     for number in range(rounds + 1):
         step += 1
         for form, run in forms.items():
             if number == 0:
-                memory[form] = peak(run)
+                memory[form] = peak_on_gpu(run) if tensors[0].is_cuda else peak(run)
                 continue
+            synchronize(tensors[0].device)
             began = time.perf_counter()
             run()
+            synchronize(tensors[0].device)
             times[form].append(time.perf_counter() - began)
     ratios = {
         form: quantiles([own / ours for own, ours in zip(times[form], times["update"], strict=True)])
@@ -123,15 +133,29 @@ def measured(model: nn.Module, rounds: int) -> dict[str, Any]:
     }
 
 
-def kthvalue(tensors: list[Tensor], buffers: list[Tensor], sparsity: float) -> list[Tensor]:
+def by_hand(
+    tensors: list[Tensor], buffers: list[Tensor], sparsity: float, kth: Callable[[Tensor, int], Tensor]
+) -> list[Tensor]:
     """What one would write by hand; ties may go one way or the other."""
     scores = torch.cat([weight.abs().flatten() for weight in tensors])
-    threshold = scores.kthvalue(round(sparsity * len(scores))).values
+    threshold = kth(scores, round(sparsity * len(scores)))
     masks = [weight.abs() > threshold for weight in tensors]
     for weight, buffer, mask in zip(tensors, buffers, masks, strict=True):
         weight.mul_(mask)
         buffer.mul_(mask)
     return masks
+
+
+def kthvalue(scores: Tensor, k: int) -> Tensor:
+    return scores.kthvalue(k).values
+
+
+def by_sort(scores: Tensor, k: int) -> Tensor:
+    return scores.sort().values[k - 1]
+
+
+def by_topk(scores: Tensor, k: int) -> Tensor:
+    return scores.topk(len(scores) - k + 1, sorted=False).values.min()
 
 
 def peer(tensors: list[Tensor], sparsity: float) -> None:
@@ -157,6 +181,15 @@ def peak(run: Callable[[], object]) -> int:
         held += event.nbytes()
         most = max(most, held)
     return most
+
+
+def peak_on_gpu(run: Callable[[], object]) -> int:
+    """The same of a GPU."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = run()
+    del kept
+    return torch.cuda.max_memory_allocated() - before
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

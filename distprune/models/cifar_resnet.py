@@ -1,8 +1,10 @@
-"""ResNets for 32 x 32 images (He et al. 2015, arXiv:1512.03385, section 4.2), shortcuts without weights (option A)."""
+"""ResNets for 32 x 32 images: those of He et al. 2015 (arXiv:1512.03385, section 4.2), whose shortcuts have no weights
+(option A), and the wide ResNet-18 that papers on CIFAR-10 mean."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 
@@ -60,6 +62,15 @@ def resnet32(num_classes: int = 10) -> CifarResNet:
 def resnet56(num_classes: int = 10) -> CifarResNet:
     """ResNet-56: 853,018 parameters."""
     return CifarResNet(9, num_classes)
+
+
+def cifar_resnet18(num_classes: int = 10) -> nn.Module:
+    """ResNet-18 with a first convolution of 3 x 3 and stride 1, and no pooling behind it: 11,173,962 parameters."""
+    model: nn.Module = torchvision.models.resnet18(num_classes=num_classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return model
 
 
 def _stage(in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:

@@ -11,13 +11,15 @@ from torch import nn
 from distprune.config.schema import HF, has_own_weights
 from distprune.entries import imported, near
 from distprune.errors import ConfigError
-from distprune.models.cifar_resnet import resnet20, resnet32, resnet56
+from distprune.models.cifar_resnet import cifar_resnet18, resnet20, resnet32, resnet56
 from distprune.models.hugging_face import make_transformer
-from distprune.models.small import digits_cnn, lenet300
+from distprune.models.small import digits_cnn, lenet300, mnist_cnn
 
 Constructor = Callable[..., nn.Module]
 
-OURS: dict[str, Constructor] = {f.__name__: f for f in (digits_cnn, lenet300, resnet20, resnet32, resnet56)}
+OURS: dict[str, Constructor] = {
+    f.__name__: f for f in (cifar_resnet18, digits_cnn, lenet300, mnist_cnn, resnet20, resnet32, resnet56)
+}
 
 
 def build_model(

@@ -32,3 +32,24 @@ def digits_cnn(num_classes: int = 10, width: int = 16) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(4 * width, num_classes),
     )
+
+
+def mnist_cnn(num_classes: int = 10, width: int = 32) -> nn.Sequential:
+    """A conv net for 1 x 28 x 28 images: two pairs of 3 x 3 convolutions with batch norm, each pooled, two linear
+    layers; 468,000 parameters at width 32."""
+
+    def pair(inputs: int, outputs: int) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for planes in (inputs, outputs):
+            layers += [nn.Conv2d(planes, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        return [*layers, nn.MaxPool2d(2)]
+
+    return nn.Sequential(
+        *pair(1, width),
+        *pair(width, 2 * width),
+        nn.Flatten(),
+        nn.Linear(2 * width * 49, 4 * width),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(4 * width, num_classes),
+    )
