@@ -85,8 +85,8 @@ def links(found: dict[str, Any]) -> list[str]:
         *table(f"Gbit/s | sparsity | {' | '.join(f'{count} nodes' for count in nodes)}", guesses),
         "\n`python benchmarks/link_model.py --weights 25.6e6 --sparsity 0.9 --nodes 4 --gbit 10 --compute-ms 300` "
         "answers for other figures.\n",
-        "**Limits.** Two hosts of one core each, gloo, float32, one thread that packs: on GPUs packing and handling take\n"
-        "other times, and NCCL overlaps the exchange with the backward pass, so that only what does not fit behind it\n"
-        "counts. More than two nodes are the arithmetic of a ring and were not measured; latencies of many small buckets\n"
-        "and links that are shared are left out.\n",
+        "**Limits.** Two hosts of one core each, gloo, float32, one thread that packs: on GPUs packing and handling\n"
+        "take other times, and NCCL overlaps the exchange with the backward pass, so that only what does not fit\n"
+        "behind it counts. More than two nodes are the arithmetic of a ring and were not measured; latencies of many\n"
+        "small buckets and links that are shared are left out.\n",
     ]

@@ -93,7 +93,7 @@ def digest(mask: Tensor, part: Part) -> Tensor:
             while len(values):
                 block, place = divmod(position, FACTORS)
                 here = values[: FACTORS - place]
-                sums.append((here * lower[place : place + len(here)]).sum())
+                sums.append(here.mul_(lower[place : place + len(here)]).sum())
                 blocks.append(block)
                 values, position = values[len(here) :], position + len(here)
     else:
@@ -136,7 +136,7 @@ def _pack_piece(mask: Tensor, rows: slice, columns: slice) -> Tensor:
 
 
 def _signed_bytes(mask: Tensor, rows: slice, columns: slice) -> Tensor:
-    """The same as signed numbers, int64."""
+    """The same as signed numbers, int64, on memory of their own."""
     mask = mask[None] if mask.dim() == 0 else mask
     piece = mask[rows]
     bools = piece.reshape(len(piece), -1)[:, columns.start * 8 : columns.stop * 8]
@@ -146,7 +146,7 @@ def _signed_bytes(mask: Tensor, rows: slice, columns: slice) -> Tensor:
     # The words must begin where a word of memory begins, which a view into a mask need not do.
     in_order = bools.reshape(-1)
     in_order = in_order.clone() if in_order.storage_offset() % 8 else in_order
-    return ((in_order.view(torch.int64) * _GATHER_BYTES_TO_BITS) >> 56).view(len(bools), -1)
+    return (in_order.view(torch.int64) * _GATHER_BYTES_TO_BITS).bitwise_right_shift_(56).view(len(bools), -1)
 
 
 @cache
