@@ -19,7 +19,7 @@ def where(found: dict[str, Any]) -> str:
     gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
     place = f"{gpu}{machine['processor']}, {machine['cores']} cores{threads}"
     torch = found["torch"] if "torch" in found else found["versions"]["torch"]
-    return f"{place}; torch {torch}; commit {found['commit']}"
+    return f"{place}; torch {torch}" + (f"; commit {found['commit']}" if "commit" in found else "")
 
 
 def table(columns: str, rows: list[str]) -> list[str]:

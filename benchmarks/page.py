@@ -24,7 +24,7 @@ proves each of its pieces on a CPU (`--dry-run`).
 """
 CASES = {
     "pruner-resnet20": ("a loop with `Pruner` at 90 %, update every 100 steps, ResNet-20, batch 128", 1.02),
-    "pruner-resnet50": ("the same, update every 5 steps, ResNet-50 at 224, batch 4", 1.02),
+    "pruner-resnet50": ("the same, update every 10 steps, ResNet-50 at 224, batch 16", 1.02),
     "trainer": ("the main job without pruning, batches in memory", 1.02),
     "pipeline": ("the main job, input pipeline included, beside a loop with torchvision's", 1.05),
     "teacher": ("the main job with a teacher, beside a loop that runs the teacher forward", 1.05),
@@ -79,13 +79,15 @@ def step(found: dict[str, Any], title: str = "A training step") -> str:
     for name, one in found["cases"].items():
         what, asked = CASES[name]
         ratio = f"{one['ratio']:.3f} ({one['low']:.3f}-{one['high']:.3f})"
-        rows.append(f"{what} | {one['ours_ms']:.1f} | {one['by_hand_ms']:.1f} | {ratio} | {asked:.2f}")
+        rows.append(
+            f"{what} | {one['ours_ms']:.1f} | {one['by_hand_ms']:.1f} | {ratio} | {asked:.2f} | {one['commit']}"
+        )
     lines = [
         f"## {title}\n",
         "`python benchmarks/step.py`: beside the same step of a loop written by hand with accelerate, in turns in one "
         "process.\nRatios of times, medians and quartiles; `most` is what was asked for.\n",
         f"{where(found)}.\n",
-        *table("what | ms | by hand, ms | ratio | most", rows),
+        *table("what | ms | by hand, ms | ratio | most | commit", rows),
     ]
     return "\n".join(lines) + "\n"
 

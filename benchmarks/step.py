@@ -5,7 +5,7 @@
 Cases:
     pruner-resnet20   a loop by hand with accelerate, and the same with a `Pruner` at 90 % that updates its masks every
                       100 steps
-    pruner-resnet50   the same at 224 x 224, with an update every 5 steps, which thus costs 20 times its share
+    pruner-resnet50   the same at 224 x 224, with an update every 10 steps, which thus costs 10 times its share
     trainer           the main job in its dense phase, beside the loop by hand; both on batches that lie in memory
     pipeline          the same with images read, augmented and normalised: the loop by hand has torchvision's
                       transforms in a DataLoader, with as many workers
@@ -13,7 +13,7 @@ Cases:
 
 The main job is `distprune.train` as users start it, with its logging, checks and stop path; between two of its steps
 the other takes its turn. Each turn is timed as a whole; a ratio is of a turn and the mean of the turns beside it.
-Figures of a GPU go to results/step_gpu.json.
+Results of cases that are not run are kept. Figures of a GPU go to results/step_gpu.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import json
 import statistics
 import tempfile
 import time
@@ -36,7 +37,7 @@ import torchvision
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from common import commit, machine, synchronize, write
+from common import RESULTS, commit, machine, synchronize, write
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -63,23 +64,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="in each turn, instead of the case's own number")
     parser.add_argument("--no-write", action="store_true", help="leave the results as they are")
     words = parser.parse_args()
-    found = {}
+    path = RESULTS / f"step{'' if DEVICE.type == 'cpu' else '_gpu'}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
     for name in words.cases.split(","):
         case, steps = CASES[name]
+        steps = words.steps or steps
         AcceleratorState._reset_state(reset_partial_state=True)  # each case as in a process of its own
         with tempfile.TemporaryDirectory() as folder:
-            ours, theirs = case(Path(folder), words.steps or steps, words.rounds)
-        found[name] = {"steps": words.steps or steps, **compared(ours, theirs, words.steps or steps)}
-        one = found[name]
+            ours, theirs = case(Path(folder), steps, words.rounds)
+        found[name] = one = {"steps": steps, **compared(ours, theirs, steps), "commit": commit()}
         print(
             f"{name:16} {one['ours_ms']:8.1f} ms a step, by hand {one['by_hand_ms']:8.1f}; {one['ratio']:.3f} times "
             f"({one['low']:.3f}-{one['high']:.3f})",
             flush=True,
         )
-    threads = {**machine(DEVICE.type), "threads": torch.get_num_threads()}
-    name = "step" if DEVICE.type == "cpu" else "step_gpu"
     if not words.no_write:
-        print(write(name, {"machine": threads, "torch": torch.__version__, "commit": commit(), "cases": found}))
+        threads = {**machine(DEVICE.type), "threads": torch.get_num_threads()}
+        print(write(path.stem, {"machine": threads, "torch": torch.__version__, "cases": found}))
 
 
 def compared(ours: list[float], theirs: list[float], steps: int) -> dict[str, float]:
@@ -182,7 +183,7 @@ def pruner_resnet20(folder: Path, steps: int, rounds: int) -> tuple[list[float],
 
 
 def pruner_resnet50(folder: Path, steps: int, rounds: int) -> tuple[list[float], list[float]]:
-    return with_pruner(torchvision.models.resnet50, 224, 4, steps, rounds)
+    return with_pruner(torchvision.models.resnet50, 224, 16, steps, rounds)
 
 
 def trainer(folder: Path, steps: int, rounds: int) -> tuple[list[float], list[float]]:
@@ -199,7 +200,7 @@ def teacher(folder: Path, steps: int, rounds: int) -> tuple[list[float], list[fl
 
 CASES: dict[str, tuple[Callable[[Path, int, int], tuple[list[float], list[float]]], int]] = {
     "pruner-resnet20": (pruner_resnet20, 100),
-    "pruner-resnet50": (pruner_resnet50, 5),
+    "pruner-resnet50": (pruner_resnet50, 10),
     "trainer": (trainer, 50),
     "pipeline": (pipeline, 50),
     "teacher": (teacher, 50),
