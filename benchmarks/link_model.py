@@ -2,23 +2,25 @@
 
     python benchmarks/link_model.py --weights 25.6e6 --sparsity 0.9 --nodes 4 --gbit 10 --compute-ms 300
 
-    step = compute + wire * 2 (n - 1) / n * 32 bits * kept / rate + each * kept + all * weights, the last where pruned
+    step = compute + max(wire * 2 (n - 1) / n * 32 bits * kept / rate,  each * kept + all * weights where pruned)
 
 `kept` are the weights that are left, of which the gradients are sent in float32 around a ring of n nodes; `compute` is
-what a step takes without an exchange; `wire` says how much longer than its bits a transfer takes; `each` is what gloo
-and unpacking take for each gradient sent, and `all` what packing takes for each weight there is.
+what a step takes without an exchange; `wire` says how much longer than its bits a transfer takes; `each` is what the
+processor takes for each gradient sent, and `all` what packing takes for each weight there is. Buckets are packed while
+others travel, so that the longer of the two counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from common import RESULTS
+from scipy.optimize import least_squares
 
 MS_PER_GBIT = 1e3 / 1e9
 
@@ -45,25 +47,23 @@ class StepTime:
 
     def __call__(self, at: Sample, compute: float | None = None) -> float:
         """Milliseconds of a step; `compute` is another model's, or another machine's."""
-        _, *factors = _row(at)
-        measured = self.wire, self.each, self.all
-        return (self.compute if compute is None else compute) + sum(
-            a * b for a, b in zip(factors, measured, strict=True)
-        )
-
-
-def _row(at: Sample) -> list[float]:
-    kept = at.weights * (1 - at.sparsity)
-    bits = 2 * (at.nodes - 1) / at.nodes * 32 * kept
-    return [1.0, bits / at.gbit * MS_PER_GBIT, kept / 1e6, at.weights / 1e6 if at.sparsity else 0.0]
+        kept = at.weights * (1 - at.sparsity)
+        bits = 2 * (at.nodes - 1) / at.nodes * 32 * kept
+        travels = self.wire * bits / at.gbit * MS_PER_GBIT
+        handled = self.each * kept / 1e6 + (self.all * at.weights / 1e6 if at.sparsity else 0.0)
+        return (self.compute if compute is None else compute) + max(travels, handled)
 
 
 def fit(samples: Sequence[Sample]) -> StepTime:
     """The model that is closest in relative error, by least squares."""
-    rows = torch.tensor([_row(one) for one in samples], dtype=torch.float64)
-    ms = torch.tensor([one.ms for one in samples], dtype=torch.float64)
-    found = torch.linalg.lstsq(rows / ms[:, None], torch.ones(len(ms), 1, dtype=torch.float64)).solution
-    return StepTime(*found[:, 0].tolist())
+
+    def errors_of(parameters: Sequence[float]) -> list[float]:
+        model = StepTime(*parameters)
+        return [model(one) / one.ms - 1 for one in samples]
+
+    fastest = min(one.ms for one in samples)
+    begin = (fastest / 2, 1.0, 1.0, fastest / samples[0].weights * 1e6 / 2)
+    return StepTime(*least_squares(errors_of, begin, bounds=(0, math.inf)).x.tolist())
 
 
 def samples(found: dict[str, Any]) -> list[Sample]:
@@ -76,13 +76,9 @@ def samples(found: dict[str, Any]) -> list[Sample]:
     ]
 
 
-def errors(measured: Sequence[Sample]) -> dict[float, float]:
-    """For each rate the largest relative error, by a model that was fitted to the others alone."""
-    found = {}
-    for rate in sorted({one.gbit for one in measured}):
-        model = fit([one for one in measured if one.gbit != rate])
-        found[rate] = max(abs(model(one) / one.ms - 1) for one in measured if one.gbit == rate)
-    return found
+def errors(measured: Sequence[Sample]) -> list[float]:
+    """The relative error at each sample of a model that was fitted to the others."""
+    return [fit([other for other in measured if other is not one])(one) / one.ms - 1 for one in measured]
 
 
 def main() -> None:

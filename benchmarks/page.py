@@ -76,8 +76,10 @@ def update(found: dict[str, Any], title: str = "An update of the masks", command
 def step(found: dict[str, Any], title: str = "A training step") -> str:
     """What a step costs."""
     rows = []
-    for name, one in found["cases"].items():
-        what, asked = CASES[name]
+    for name, (what, asked) in CASES.items():
+        if name not in found["cases"]:
+            continue
+        one = found["cases"][name]
         ratio = f"{one['ratio']:.3f} ({one['low']:.3f}-{one['high']:.3f})"
         rows.append(
             f"{what} | {one['ours_ms']:.1f} | {one['by_hand_ms']:.1f} | {ratio} | {asked:.2f} | {one['commit']}"

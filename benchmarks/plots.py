@@ -22,7 +22,7 @@ def bars(name: str, groups: Mapping[str, Mapping[str, float]], unit: str, logari
     figure, axes = plt.subplots(len(groups), 1, figsize=(7, 0.5 + 1.5 * len(groups)), squeeze=False, sharex=True)
     for axis, (group, values) in zip(axes[:, 0], groups.items(), strict=True):
         drawn = axis.barh(list(values), list(values.values()), color=COLOURS[0], height=0.65)
-        axis.bar_label(drawn, fmt="%.3g", padding=3)
+        axis.bar_label(drawn, fmt=lambda ms: f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}", padding=3)
         axis.invert_yaxis()
         axis.set_title(group, loc="left", fontsize=9, fontweight="bold")
         if logarithmic:
