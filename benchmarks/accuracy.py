@@ -74,7 +74,11 @@ GRADUAL = "progressive magnitude, arXiv:2606.12278"
 UNPRUNED = ("prune.sparsity=0", "phases.prune={}", "phases.finetune={}", "distill=null")
 JOBS = {
     "mnist-teacher": Job(
-        "mnist_lenet300.yaml", "mnist", ("model.name=mnist_cnn", "phases.dense={epochs: 12, lr: 0.05}", *UNPRUNED)
+        "mnist_lenet300.yaml", "mnist",
+        (
+            "model.name=mnist_cnn", "model.args={width: 16}", "phases.dense={epochs: 16, lr: 0.05}",
+            "data.train_transforms=[{RandomCrop: {size: 28, padding: 2}}]", *UNPRUNED,
+        ),
     ),
     "mnist-10": mnist(10, (98.67, SPARSE_MOMENTUM), 98.95),
     "mnist-5": mnist(5, (98.53, SPARSE_MOMENTUM), 98.90),
@@ -192,10 +196,11 @@ class Bench:
         for other, at, its_seed in ((job.teacher, "distill.teacher", 0), (job.begins_with, "model", seed)):
             if other is not None:
                 self.run(other, its_seed)
-                (model,) = [word for word in JOBS[other].overrides if word.startswith("model.name=")] or [""]
-                named = f"name: {model.partition('=')[2]}, " if model and at != "model" else ""
                 weights = f"{self._folder(other, its_seed)}/model.safetensors"
-                overrides.append(f"{at}.weights={weights}" if at == "model" else f"{at}={{{named}weights: {weights}}}")
+                if at == "model":
+                    overrides.append(f"model.weights={weights}")
+                else:
+                    overrides.append(f"{at}={{{named(JOBS[other])}weights: {weights}}}")
         if words.tiny:
             overrides += tiny(CONFIGS / job.config, overrides)
         minutes = None if self._ends is None else (self._ends - time.monotonic()) / 60
@@ -221,6 +226,12 @@ class Bench:
         elif self.words.tiny:
             overrides += [f"data.train_split='train[:{TINY}]'", f"data.eval_split='test[:{TINY}]'"]
         return overrides
+
+
+def named(teacher: Job) -> str:
+    """What a job's model is called, as entries of a teacher; nothing where it is the configuration's own."""
+    entries = [word.removeprefix("model.") for word in teacher.overrides if word.startswith("model.")]
+    return "".join(f"{key}: {value}, " for key, _, value in (entry.partition("=") for entry in entries))
 
 
 def tiny(config: Path, overrides: Sequence[str]) -> list[str]:
