@@ -57,7 +57,10 @@ class Job:
 
 def mnist(kept: int, published: tuple[float, str], asked: float) -> Job:
     """LeNet-300-100 of which so many percent are kept."""
-    overrides = (f"prune.sparsity={1 - kept / 100:g}",)
+    overrides = (
+        f"prune.sparsity={1 - kept / 100:g}", "phases.prune={epochs: 36, lr: 0.1, schedule: constant, warmup_steps: 400}",
+        "train.clip_norm=1.0", *(("data.train_transforms=[]",) if kept == 1 else ()),
+    )  # fmt: skip
     return Job("mnist_lenet300.yaml", "mnist", overrides, None, "mnist-teacher", None, published, asked)
 
 
@@ -76,7 +79,7 @@ JOBS = {
     "mnist-teacher": Job(
         "mnist_lenet300.yaml", "mnist",
         (
-            "model.name=mnist_cnn", "model.args={width: 16}", "phases.dense={epochs: 16, lr: 0.05}",
+            "model.name=mnist_cnn", "model.args={width: 8}", "phases.dense={epochs: 24, lr: 0.05}",
             "data.train_transforms=[{RandomCrop: {size: 28, padding: 2}}]", *UNPRUNED,
         ),
     ),
@@ -102,15 +105,13 @@ JOBS = {
         "resnet56-4bfd9763.th",
     ),
     "guard": Job("cifar10_guard.yaml", "cifar10", (), "resnet20-12fca82f.th"),
-    "resnet18-dense": Job(
-        "cifar10_resnet18.yaml", "cifar10", ("phases.dense={epochs: 100, lr: 0.1, warmup_steps: 400}", *UNPRUNED)
-    ),
+    "resnet18-dense": Job("cifar10_resnet18.yaml", "cifar10", UNPRUNED),
     "resnet18-90": Job(
-        "cifar10_resnet18.yaml", "cifar10", ("prune.sparsity=0.9",), None, None, "resnet18-dense",
+        "cifar10_resnet18.yaml", "cifar10", ("prune.sparsity=0.9", "phases.dense={}"), None, None, "resnet18-dense",
         (95.06, GRADUAL), 95.3,
     ),
     "resnet18-95": Job(
-        "cifar10_resnet18.yaml", "cifar10", ("prune.sparsity=0.95",), None, None, "resnet18-dense",
+        "cifar10_resnet18.yaml", "cifar10", ("prune.sparsity=0.95", "phases.dense={}"), None, None, "resnet18-dense",
         (93.86, GRADUAL), 94.8,
     ),
     "fast-90": Job(
@@ -133,7 +134,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument("--models", type=Path, default=Path("weights"), help="of trained weights (default: weights)")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"), help="of run folders")
-    parser.add_argument("--seeds", type=int, help="how many, from 0 on (default: 3, and 1 of what nothing asks for)")
+    parser.add_argument("--seeds", type=int, help=f"how many, from 0 on (default: 3, but 1 of {', '.join(SEEDS)})")
     parser.add_argument("--threads", type=int, help="of each run")
     parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
     parser.add_argument("--choose", action="store_true", help="count on a tenth of the training images")
@@ -147,10 +148,12 @@ def main() -> int:
         parser.error(f"no job {', '.join(unknown)}; there are {', '.join(JOBS)}")
     if words.set and not words.choose:
         parser.error("--set tries settings, so it takes --choose; what is kept of them belongs into JOBS")
+    if words.choose and (seen := [name for name in words.jobs if JOBS[name].weights is not None]):
+        parser.error(f"--choose: the weights that {', '.join(seen)} begin with have seen all training images")
     bench = Bench(words)
     try:
         for name in words.jobs:
-            runs = [bench.run(name, seed) for seed in range(words.seeds or SEEDS.get(name, 3))]
+            runs = [bench.run(name, seed, words.set) for seed in range(words.seeds or SEEDS.get(name, 3))]
             accuracies = [summary["eval/top1"] for summary in runs]
             told = f"{name}: {statistics.mean(accuracies):.2f} % (mean of {len(runs)}), {accuracies}"
             print(told if words.choose or words.tiny else f"{told}, {write(f'accuracy-{name}', result(name, runs))}")
@@ -183,8 +186,8 @@ class Bench:
         self.words = words
         self._ends = None if words.minutes is None else time.monotonic() + 60 * words.minutes
 
-    def run(self, name: str, seed: int) -> dict[str, Any]:
-        """A run of a job, behind those that it needs; its summary.
+    def run(self, name: str, seed: int, tried: Sequence[str] = ()) -> dict[str, Any]:
+        """A run of a job with settings that are tried, behind those that it needs; its summary.
 
         Raises:
             StoppedEarly: the time is over.
@@ -206,11 +209,11 @@ class Bench:
         minutes = None if self._ends is None else (self._ends - time.monotonic()) / 60
         if minutes is not None and minutes < 0.1:
             raise StoppedEarly(f"no time is left for {name}, seed {seed}")
-        return run(CONFIGS / job.config, self._folder(name, seed), [*overrides, *words.set], words.threads, minutes)
+        return run(CONFIGS / job.config, self._folder(name, seed, tried), [*overrides, *tried], words.threads, minutes)
 
-    def _folder(self, name: str, seed: int) -> Path:
-        tried = "".join(f"_{word}" for word in self.words.set).replace("/", "-").replace(" ", "")
-        return Path(self.words.out, f"{name}-{seed}{'-choose' if self.words.choose else ''}{tried}")
+    def _folder(self, name: str, seed: int, tried: Sequence[str] = ()) -> Path:
+        behind = "".join(f"_{word}" for word in tried).replace("/", "-").replace(" ", "")
+        return Path(self.words.out, f"{name}-{seed}{'-choose' if self.words.choose else ''}{behind}")
 
     def _data(self, job: Job) -> list[str]:
         folder = self.words.data / job.data

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from distprune.cli import STOPPED_EARLY
 from distprune.training.hosts import processor
@@ -21,6 +22,7 @@ KEPT = (
     "dense/top1", "eval/top1", "eval/top1_drop", "prune/sparsity", "prune/zeros", "prune/weights", "prune/guard",
     "prune/budget", "prune/shrinks", "params/dense", "params/total", "macs/dense", "macs/left",
     "prune/rounds", "seed", "steps", "wall_s", "world_size", "train_samples_per_s", "mask_digest",
+    "precision", "commit",
 )  # fmt: skip
 OF_A_PLACE = ("data.path", "data.source", "model.weights", "run.dir", "tracking")
 
@@ -32,7 +34,8 @@ class StoppedEarly(Exception):
 def run(
     config: Path, folder: Path, overrides: Sequence[str], threads: int | None = None, minutes: float | None = None
 ) -> dict[str, Any]:
-    """One run in a process of its own; its summary. One that is done already is not done again.
+    """One run in a process of its own; its summary, with its precision, and the commit that it was done with. One that
+    is done already is not done again.
 
     Args:
         config: its configuration.
@@ -53,13 +56,12 @@ def run(
         raise StoppedEarly(f"{folder} was stopped")
     if code:
         sys.exit(f"{' '.join(command)} has failed")
-    return summary_of(folder)
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """The summary of a run that is done."""
+    stamp = folder / "commit"
+    if not stamp.exists():
+        stamp.write_text(commit(), encoding="utf-8")
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary
+    precision = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["run"]["precision"]
+    return {**summary, "precision": precision, "commit": stamp.read_text(encoding="utf-8")}
 
 
 def figures(summary: dict[str, Any]) -> dict[str, Any]:
@@ -76,8 +78,8 @@ def origin(summary: dict[str, Any]) -> dict[str, Any]:
     """Versions, machine and commit."""
     return {
         "versions": summary["versions"],
-        "machine": machine(),
-        "commit": commit(),
+        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
+        "commit": summary.get("commit") or commit(),
     }
 
 
@@ -101,11 +103,13 @@ def write(name: str, result: dict[str, Any]) -> Path:
 
 
 def commit() -> str:
-    """The commit that is checked out, marked where files differ from it."""
-    return subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    """The commit that is checked out, marked where files differ from it, but for results and pages of them; "unknown"
+    where there is no repository and DISTPRUNE_COMMIT does not say."""
+    git = ["git", "-C", str(RESULTS.parents[1])]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return os.environ.get("DISTPRUNE_COMMIT", "unknown")
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs"], capture_output=True, text=True
+    )
+    return head.stdout.strip() + ("-dirty" if changed.stdout else "")

@@ -12,7 +12,8 @@ set -euo pipefail
 root=$(realpath "$(dirname "$0")/..")
 
 BENCHMARKS=(update step topologies two-four)
-mapfile -t JOBS < <(python "$root/benchmarks/accuracy.py" --list)
+jobs=$(python "$root/benchmarks/accuracy.py" --list)
+mapfile -t JOBS <<< "$jobs"
 data=data models=weights out=runs/gpu dry="" pieces=()
 while (($#)); do
     case $1 in
@@ -44,7 +45,7 @@ for piece in "${pieces[@]}"; do
     case $piece in
         update) if [[ $dry ]]; then python benchmarks/update.py --weights tiny --rounds 2 --no-write
                 else python benchmarks/update.py --device cuda --rounds 15; fi ;;
-        step) if [[ $dry ]]; then python benchmarks/step.py --cases pruner-resnet20,trainer,pipeline,teacher --rounds 2 --steps 2 --no-write
+        step) if [[ $dry ]]; then python benchmarks/step.py --rounds 2 --steps 2 --no-write
               else python benchmarks/step.py --rounds 9; fi ;;
         topologies) python benchmarks/topologies.py --data "$data" --models "$models" --out "$out/topologies" ${dry:+--tiny} ;;
         two-four) python benchmarks/two_four.py ;;

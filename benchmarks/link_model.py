@@ -2,7 +2,8 @@
 
     python benchmarks/link_model.py --weights 25.6e6 --sparsity 0.9 --nodes 4 --gbit 10 --compute-ms 300
 
-    step = compute + max(wire * 2 (n - 1) / n * 32 bits * kept / rate,  each * kept + all * weights where pruned)
+    step = compute + max(wire * sent * 32 bits / rate,  each * sent + all * weights where pruned)
+    sent = 2 (n - 1) / n * kept
 
 `kept` are the weights that are left, of which the gradients are sent in float32 around a ring of n nodes; `compute` is
 what a step takes without an exchange; `wire` says how much longer than its bits a transfer takes; `each` is what the
@@ -48,9 +49,10 @@ class StepTime:
     def __call__(self, at: Sample, compute: float | None = None) -> float:
         """Milliseconds of a step; `compute` is another model's, or another machine's."""
         kept = at.weights * (1 - at.sparsity)
-        bits = 2 * (at.nodes - 1) / at.nodes * 32 * kept
+        around = 2 * (at.nodes - 1) / at.nodes
+        bits = around * 32 * kept
         travels = self.wire * bits / at.gbit * MS_PER_GBIT
-        handled = self.each * kept / 1e6 + (self.all * at.weights / 1e6 if at.sparsity else 0.0)
+        handled = self.each * around * kept / 1e6 + (self.all * at.weights / 1e6 if at.sparsity else 0.0)
         return (self.compute if compute is None else compute) + max(travels, handled)
 
 
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("--gbit", type=float, default=1.0, help="Gbit/s of a link (default: 1)")
     parser.add_argument("--compute-ms", type=float, required=True, help="of a step on one node alone")
     words = parser.parse_args()
-    measured = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))["parts"]["links"]
+    measured = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))["parts"]["links"]["figures"]
     model = fit(samples(measured))
     for sparsity in (0.0, words.sparsity):
         at = Sample(words.nodes, words.gbit, sparsity, words.weights)

@@ -10,7 +10,7 @@ from typing import Any
 
 from accuracy import JOBS
 from common import RESULTS
-from markdown import read, table, where
+from markdown import cell, origins, read, table, where
 from plots import DOCS, bars
 from scaling_page import scaling
 
@@ -81,15 +81,13 @@ def step(found: dict[str, Any], title: str = "A training step") -> str:
             continue
         one = found["cases"][name]
         ratio = f"{one['ratio']:.3f} ({one['low']:.3f}-{one['high']:.3f})"
-        rows.append(
-            f"{what} | {one['ours_ms']:.1f} | {one['by_hand_ms']:.1f} | {ratio} | {asked:.2f} | {one['commit']}"
-        )
+        rows.append(f"{what} | {one['ours_ms']:.1f} | {one['by_hand_ms']:.1f} | {ratio} | {asked:.2f}")
     lines = [
         f"## {title}\n",
         "`python benchmarks/step.py`: beside the same step of a loop written by hand with accelerate, in turns in one "
         "process.\nRatios of times, medians and quartiles; `most` is what was asked for.\n",
-        f"{where(found)}.\n",
-        *table("what | ms | by hand, ms | ratio | most | commit", rows),
+        f"{origins(found['cases'])}.\n",
+        *table("what | ms | by hand, ms | ratio | most", rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -171,11 +169,15 @@ def gpu() -> str:
         parts.append(update(read("update_gpu"), "An update on a GPU", " --device cuda"))
     if (RESULTS / "step_gpu.json").exists():
         parts.append(step(read("step_gpu"), "A training step on a GPU"))
-    for name, column in (("topologies", "ways"), ("two_four", "layers")):
+    for name, column, shown in (("topologies", "ways", ("passed", "said")), ("two_four", "layers", None)):
         if (RESULTS / f"{name}.json").exists():
             found = read(name)
-            rows = [f"{way} | {', '.join(f'{k}: {v}' for k, v in one.items())}" for way, one in found[column].items()]
-            parts += [f"`python benchmarks/{name}.py`, {where(found)}:\n", *table("what | figures", rows), ""]
+            rows = [
+                f"{way} | {', '.join(f'{key} {cell(one[key])}' for key in shown or one)}"
+                for way, one in found[column].items()
+            ]
+            place = origins(found[column]) if shown else where(found)
+            parts += [f"`python benchmarks/{name}.py`, {place}:\n", *table("what | figures", rows), ""]
     return "\n".join(parts if len(parts) > 1 else [*parts, f"{NOT_MEASURED.capitalize()}.\n"])
 
 

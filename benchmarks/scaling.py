@@ -60,14 +60,17 @@ def main() -> None:
     parts = words.parts.split(",")
     path = RESULTS / "scaling.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    measured: dict[str, Any] = {}
     if on_ranks := [part for part in parts if part in ("update", "traffic")]:
-        found |= launched(on_ranks, words.rounds, words.largest)
+        measured |= launched(on_ranks, words.rounds, words.largest)
     if "work" in parts:
-        found["work"] = {str(ranks): busiest(ranks) for ranks in RANKS}
+        measured["work"] = {str(ranks): busiest(ranks) for ranks in RANKS}
     if "links" in parts:
-        found["links"] = {rate: over_link(rate, SPARSITIES, ["packed"], words.rounds) for rate in RATES}
-    print(write("scaling", {"machine": machine(), "torch": torch.__version__, "commit": commit(), "parts": found}))
-    print(json.dumps({part: found[part] for part in parts}, indent=1))
+        measured["links"] = {rate: over_link(rate, SPARSITIES, ["packed"], words.rounds) for rate in RATES}
+    origin = {"machine": machine(), "torch": torch.__version__, "commit": commit()}
+    found |= {part: {**origin, "figures": figures} for part, figures in measured.items()}
+    print(write("scaling", {"parts": found}))
+    print(json.dumps(measured, indent=1))
 
 
 def launched(parts: list[str], rounds: int, largest: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from link_model import Sample, errors, fit, samples
-from markdown import table, where
+from markdown import origins, table
 from plots import curves
 
 HEAD = """# Scaling
@@ -17,8 +17,8 @@ How an update and a training step depend on ranks, weights, links and sparsity. 
 
 def scaling(found: dict[str, Any]) -> str:
     """docs/scaling.md."""
-    parts = found["parts"]
-    lines = [HEAD, f"{where(found)}.\n", "## An update over ranks\n"]
+    parts = {name: part["figures"] for name, part in found["parts"].items()}
+    lines = [HEAD, f"{origins(found['parts'])}.\n", "## An update over ranks\n"]
     updates = []
     for name, one in parts["update"].items():
         faster = f"{one['faster']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
@@ -75,7 +75,8 @@ def links(found: dict[str, Any]) -> list[str]:
     return [
         "## A step over links and sparsity\n",
         "Time of a step with `train.gradients=packed` (`benchmarks/link_model.py`):\n",
-        "    step = compute + max(wire * 2 (n - 1) / n * 32 bits * kept / rate, each * kept + all * weights)\n",
+        "    step = compute + max(wire * sent * 32 bits / rate, each * sent + all * weights)\n"
+        "    sent = 2 (n - 1) / n * kept\n",
         f"Fitted to steps of {found[next(iter(found))]['weights']:,} weights between two hosts: compute "
         f"{model.compute:.0f} ms, wire {model.wire:.2f}, each {model.each:.2f} and all\n{model.all:.2f} ms a million; "
         "`all` counts where something is pruned. Errors are those at a measurement of a model that was fitted to the\n"

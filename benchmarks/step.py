@@ -50,7 +50,7 @@ from distprune.train import main as train
 from distprune.training.splits import Split
 from distprune.training.stopping import Stopper
 
-BATCH, IMAGES, WORKERS = 128, 2560, 1
+BATCH, IMAGES, WORKERS = 128, 12800, 1
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,15 +72,15 @@ def main() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # each case as in a process of its own
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = case(Path(folder), steps, words.rounds)
-        found[name] = one = {"steps": steps, **compared(ours, theirs, steps), "commit": commit()}
+        where = {"machine": {**machine(DEVICE.type), "threads": torch.get_num_threads()}, "torch": torch.__version__}
+        found[name] = one = {"steps": steps, **compared(ours, theirs, steps), **where, "commit": commit()}
         print(
             f"{name:16} {one['ours_ms']:8.1f} ms a step, by hand {one['by_hand_ms']:8.1f}; {one['ratio']:.3f} times "
             f"({one['low']:.3f}-{one['high']:.3f})",
             flush=True,
         )
-    if not words.no_write:
-        threads = {**machine(DEVICE.type), "threads": torch.get_num_threads()}
-        print(write(path.stem, {"machine": threads, "torch": torch.__version__, "cases": found}))
+        if not words.no_write:
+            write(path.stem, {"cases": found})
 
 
 def compared(ours: list[float], theirs: list[float], steps: int) -> dict[str, float]:
@@ -304,7 +304,7 @@ def read(images: Tensor, labels: Tensor) -> Batches:
     """Batches as a DataLoader gives them, epoch by epoch."""
     loader = DataLoader(
         Pictures(images, labels), BATCH, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True,
-        pin_memory=DEVICE.type == "cuda",
+        pin_memory=DEVICE.type == "cuda", prefetch_factor=4,
     )  # fmt: skip
     loader = Accelerator(cpu=DEVICE.type == "cpu").prepare(loader)
     while True:

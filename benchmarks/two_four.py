@@ -3,8 +3,8 @@
     python benchmarks/two_four.py [--rounds 5]
 
 The layers are those of ViT-B/16, BERT-large and a Llama of 7 B; weights are pruned to 2:4 by `Pruner` with `NM(2, 4)`.
-Half precision; kernels of cuSPARSELt and CUTLASS, in turns with dense ones. Where there is no such GPU nothing is
-measured, and only the weights are made and looked at.
+Half precision; kernels of cuSPARSELt and CUTLASS, in turns with dense ones, each timed as one eager call. Where there
+is no such GPU nothing is measured, and only the weights are made and looked at.
 """
 
 from __future__ import annotations

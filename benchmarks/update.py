@@ -94,7 +94,7 @@ def measured(model: nn.Module, rounds: int) -> dict[str, Any]:
 
     forms: dict[str, Callable[[], object]] = {
         "update": update,
-        "read (sum)": lambda: [float(weight.sum()) for weight in tensors],
+        "read (sum)": lambda: torch.stack([weight.sum() for weight in tensors]).tolist(),
         "concat + kthvalue": lambda: by_hand(tensors, buffers, sparsity, kthvalue),
         "global_unstructured": lambda: peer(tensors, sparsity),
     }

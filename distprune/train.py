@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -242,7 +243,9 @@ def _open(job: Job, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
             folder.write_text(folder.wandb_id.name, tracker_id)
     folder.write_text(folder.config.name, dump_config(job.config))
     progress = Progress(lambda: job.timetable.steps, begin)
-    if job.config.tracking.wandb.mode != "disabled":
+    if job.config.tracking.wandb.mode == "auto" and find_spec("wandb") is None:
+        logger.warning("tracking.wandb: wandb is not installed, so this run is not tracked by it; pip install wandb")
+    elif job.config.tracking.wandb.mode != "disabled":
         from distprune.tracking.wandb import WandbTracker
 
         context = {"world_size": job.accelerator.num_processes, "versions": versions(), "slurm": slurm_job() or None}

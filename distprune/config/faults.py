@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import get_args
 
 from distprune.config.schema import (
@@ -36,6 +37,11 @@ def combination_faults(config: Config) -> list[str]:
         faults.append("optimizer.nesterov: needs a momentum above 0; set optimizer.momentum")
     if config.run.device == "cpu" and config.run.precision == "fp16":
         faults.append("run.precision: fp16 needs a GPU; take bf16 or fp32 with run.device=cpu")
+    if config.tracking.wandb.mode in ("online", "offline") and find_spec("wandb") is None:
+        faults.append(
+            f"tracking.wandb.mode: {config.tracking.wandb.mode} takes wandb, which is not installed; pip install "
+            "wandb, or set tracking.wandb.mode=disabled"
+        )
     faults += _set_faults(config)
     if config.train.accumulate > config.train.batch_size:
         faults.append(
@@ -77,7 +83,7 @@ def _image_faults(config: Config, data: Data) -> list[str]:
     if data.source == "tensors" and data.storage == "stream":
         faults.append("data.storage: stream decodes images, and tensors are decoded; leave it out")
     if data.storage == "device" and data.workers:
-        faults.append("data.workers: have nothing to load with data.storage=device; set data.workers=0")
+        faults.append("data.workers: data.storage=device has none, for eval.corruptions neither; set data.workers=0")
     if len(data.mean) not in (1, 3):
         faults.append(f"data.mean: has {len(data.mean)} values; give 1 to read images as grey, or 3 as RGB")
     if len(data.mean) != len(data.std):

@@ -51,8 +51,8 @@ class Model(Section):
     """A network from the registry."""
 
     name: str
-    """lenet300, digits_cnn, resnet20, resnet32, resnet56, torchvision:NAME, timm:NAME, package.module:function, or
-    hf:NAME, a model of transformers from the Hugging Face hub or a local folder."""
+    """lenet300, digits_cnn, mnist_cnn, resnet20, resnet32, resnet56, cifar_resnet18, torchvision:NAME, timm:NAME,
+    package.module:function, or hf:NAME, a model of transformers from the Hugging Face hub or a local folder."""
     args: dict[str, Any] = {}
     """Keyword arguments of the constructor. num_classes (hf: num_labels) is filled in from the data where the model
     takes it. Of hf: settings of its config.json, and pretrained: false for fresh weights."""

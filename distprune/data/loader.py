@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distprune.data.sampler import Order, RankBatches, Token
-from distprune.data.storage import Store
+from distprune.data.storage import Store, take
 from distprune.data.transforms import Transforms
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -54,7 +54,7 @@ class ImageSamples:
     def batch(self, tokens: Sequence[Token]) -> Batch:
         """See `Samples`."""
         indices = [index for _, index in tokens]
-        return self._transforms(self._images.get(indices), tokens), self._labels[indices]
+        return self._transforms(self._images.get(indices), tokens), take(self._labels, indices)
 
 
 class _Batches(Dataset[Batch]):

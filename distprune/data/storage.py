@@ -52,7 +52,13 @@ class MemoryStore:
         return len(self.images)
 
     def get(self, indices: list[int]) -> Tensor:
-        return self.images[indices]
+        return take(self.images, indices)
+
+
+def take(values: Tensor, indices: list[int]) -> Tensor:
+    """Copies of some rows, on the device of all; a GPU is not waited for."""
+    rows = torch.tensor(indices)
+    return values[rows.pin_memory().to(values.device, non_blocking=True) if values.is_cuda else rows]
 
 
 class StreamStore:

@@ -49,13 +49,14 @@ def read_split(config: Data, split: str) -> tuple[Tensor, Tensor, list[str]]:
         raise ConfigError(f"data: {path} cannot be read: {reason(error)}") from error
     images = images[:, None] if images.dim() == 3 else images
     _check(path, images, labels, len(config.mean))
-    classes = names.split("\n") if names else [str(label) for label in range(int(labels.max()) + 1)]
+    labels = labels.long()
+    classes = names.splitlines() if names else [str(label) for label in range(int(labels.max()) + 1)]
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise ConfigError(f"data: labels of {path} are not all from 0 to {len(classes) - 1}")
     begin, end = (_place(matched[name], len(labels), default) for name, default in (("begin", 0), ("end", len(labels))))
     if begin >= end:
         raise ConfigError(f"data: split {split!r} of {config.path} is empty; {path.name} has {len(labels)} samples")
-    return images[begin:end], labels[begin:end].long(), classes
+    return images[begin:end], labels[begin:end], classes
 
 
 def _check(path: Path, images: Tensor, labels: Tensor, channels: int) -> None:

@@ -18,6 +18,8 @@ from distprune.errors import ConfigError
 
 # Without a draw of their own, and alike for one image and a stack of them.
 DETERMINISTIC = (v2.CenterCrop, v2.Grayscale, v2.Identity, v2.Pad, v2.Resize, v2.RGB, v2.ToDtype)
+# Of these those that only move pixels.
+ANYWHERE = (v2.CenterCrop, v2.Identity, v2.Pad)
 
 Drawing = BatchRandomCrop | BatchRandomHorizontalFlip
 
@@ -47,9 +49,11 @@ class Transforms:
             self._singles -= 1
 
     @property
-    def alone(self) -> str | None:
-        """The last transform that cannot do whole batches; None where all can."""
-        return type(self._chain[self._singles - 1]).__name__ if self._singles else None
+    def bound(self) -> str | None:
+        """The first transform that is not known to do whole batches to the same bits on any device; None where all
+        are."""
+        named = (type(step).__name__ for step in self._chain if not isinstance(step, (*ANYWHERE, Drawing)))
+        return next(named, None)
 
     def __call__(self, images: Tensor | Sequence[Tensor], tokens: Sequence[Token]) -> Tensor:
         """Transform `images` (C x H x W each, or stacked) into one batch, N x C x H x W, on their device."""

@@ -45,7 +45,14 @@ class Images(Split):
         if self._data.storage != "device":
             return store
         assert isinstance(store, MemoryStore)
-        return MemoryStore(store.images.to(self._accelerator.device))
+        try:
+            return MemoryStore(store.images.to(self._accelerator.device))
+        except torch.OutOfMemoryError as error:
+            size = store.images.nbytes / 1e9
+            raise ConfigError(
+                f"data.storage: {len(store):,} images take {size:.1f} GB, more than the device has left; set "
+                "data.storage=memory"
+            ) from error
 
     def first_samples(self, training: bool = False) -> Batch:
         """See `Split`.
@@ -80,10 +87,10 @@ class Images(Split):
 
     def _samples(self, training: bool) -> Samples:
         transforms = self._transforms(training)
-        if self._data.storage == "device" and transforms.alone is not None:
+        if self._data.storage == "device" and transforms.bound is not None:
             raise ConfigError(
-                f"data.storage: device transforms whole batches, and {transforms.alone} of {transforms.key} takes "
-                "images one by one; leave it out, or set data.storage=memory"
+                f"data.storage: device takes RandomCrop and RandomHorizontalFlip with plain numbers, CenterCrop and "
+                f"Pad, and {transforms.key} has {transforms.bound}; leave it out, or set data.storage=memory"
             )
         labels = self._images.labels
         if self._data.storage == "device":

@@ -279,7 +279,12 @@ DATA = [
     (
         "transform of single images on the device",
         ["data.storage=device", "data.train_transforms=[{RandomRotation: {degrees: 9}}]"],
-        ["data.storage", "RandomRotation", "data.train_transforms", "data.storage=memory"],
+        ["data.storage", "data.train_transforms has RandomRotation", "data.storage=memory"],
+    ),
+    (
+        "transform that makes other pixels on another device",
+        ["data.storage=device", "data.eval_transforms=[{Resize: {size: 8}}]"],
+        ["data.storage", "data.eval_transforms has Resize", "data.storage=memory"],
     ),
     ("loaders of what lies on the device", ["data.storage=device", "data.workers=2"], ["data.workers=0"]),
     ("tensors that are streamed", [*GREY, "data.source=tensors", "data.storage=stream"], ["data.storage", "leave"]),

@@ -49,7 +49,8 @@ def test_a_split_holds_what_the_same_split_of_a_table_holds(folder, split):
 
 
 def test_grey_images_have_one_channel_and_names_of_classes_come_from_the_file(tmp_path):
-    write(tmp_path, "train", torch.zeros(4, 6, 5, dtype=torch.uint8), [0, 1, 1, 0], classes="cat\ndog\nhen")
+    labels = torch.tensor([0, 1, 1, 0], dtype=torch.uint16)
+    write(tmp_path, "train", torch.zeros(4, 6, 5, dtype=torch.uint8), labels, classes="cat\ndog\nhen\n")
     read = load_images(tensors(tmp_path, mean=[0.5], std=[0.5]), "train")
     assert read.images.get([0, 3]).shape == (2, 1, 6, 5)
     assert read.classes == ["cat", "dog", "hen"]

@@ -61,7 +61,13 @@ def test_tensors_give_the_same_run_to_the_bit_without_datasets_and_wandb(tmp_pat
         digits = load_images(Data(source="digits", mean=[0.3], std=[0.4]), split)
         images = digits.images.get(list(range(len(digits))))
         save_file({"images": images, "labels": digits.labels.to(torch.uint8)}, tmp_path / f"{split}.safetensors")
-    words = ["data.source=tensors", f"data.path={tmp_path}", "data.storage=device", f"run.dir={tmp_path / 'tensors'}"]
+    words = [
+        "tracking.wandb.mode=auto",
+        "data.source=tensors",
+        f"data.path={tmp_path}",
+        "data.storage=device",
+        f"run.dir={tmp_path / 'tensors'}",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(DIGITS), *JOB, *words], capture_output=True, text=True, timeout=300
     )
