@@ -54,7 +54,16 @@ def test_a_function_that_does_not_know_the_number_of_classes_is_called_without()
 
 
 @pytest.mark.parametrize(
-    "name", ["own_package.nets:wide", "resnet20", "lenet300", "digits_cnn", "torchvision:resnet18"]
+    "name",
+    [
+        "own_package.nets:wide",
+        "resnet20",
+        "lenet300",
+        "digits_cnn",
+        "mnist_cnn",
+        "cifar_resnet18",
+        "torchvision:resnet18",
+    ],
 )
 def test_the_number_of_classes_comes_from_the_data_unless_the_arguments_set_it(name):
     def outputs(model):
@@ -77,7 +86,7 @@ def test_a_torchvision_model_is_theirs_with_fresh_weights():
     ("name", "words"),
     [
         ("resnet-20", r"no model 'resnet-20'; did you mean 'resnet20'\?.*torchvision:NAME.*package\.module:function"),
-        ("qqq", r"no model 'qqq'; known are .*lenet300, resnet20"),
+        ("qqq", r"no model 'qqq'; known are .*lenet300, mnist_cnn, resnet20"),
         ("torchvision:resnt50", r"torchvision has no model 'resnt50'; did you mean 'resnet50'\?"),
         ("own_package.net:wide", r"cannot import 'own_package\.net'"),
         ("own_package.broken:wide", r"cannot import 'own_package\.broken'.*a_module_that_is_nowhere"),
