@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.blocked import block
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 FORBIDDEN = (
@@ -27,24 +29,12 @@ FORBIDDEN = (
     "wandb",
     "yaml",
 )
-# Not found, rather than an error from the finder: torch asks whether pandas is there, and may.
-BLOCK = f"""
-import sys
-from importlib.machinery import PathFinder
-
-class AllowedOnly(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in {FORBIDDEN!r} else super().find_spec(name, path, target)
-
-sys.meta_path[:] = [AllowedOnly if finder is PathFinder else finder for finder in sys.meta_path]
-"""
 
 
 def run_blocked(code: str, **environment: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-c", BLOCK + code],
+        [sys.executable, "-c", block(FORBIDDEN) + code],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         cwd=ROOT,
         capture_output=True,

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from distprune.config.schema import Data
 from distprune.data import load_images
 from distprune.train import main
+from tests.blocked import block
 from tests.jobs import DIGITS, SHORT
 from tests.training.runs import whole
 
@@ -22,21 +23,7 @@ JOB = (
     "data.eval_split=test[:100]",
     "eval.corruptions=[contrast]",
 )
-ALONE = """
-import sys
-from importlib.machinery import PathFinder
-
-class AllowedOnly(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        blocked = name.partition(".")[0] in ("datasets", "sklearn", "wandb")
-        return None if blocked else super().find_spec(name, path, target)
-
-sys.meta_path[:] = [AllowedOnly if finder is PathFinder else finder for finder in sys.meta_path]
-from distprune.train import main
-
-sys.exit(main(sys.argv[1:]))
-"""
+ALONE = block(("datasets", "sklearn", "wandb")) + "from distprune.train import main\nsys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture
