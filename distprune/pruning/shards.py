@@ -114,7 +114,7 @@ class Part:
             return rest.add_(first)
         index = torch.full_like(rest, first)
         for dim in sorted(range(tensor.dim()), key=tensor.stride):
-            index += rest % tensor.shape[dim] * row_major[dim]
+            index += (rest % tensor.shape[dim]).mul_(row_major[dim])
             rest.floor_divide_(tensor.shape[dim])
         return index
 

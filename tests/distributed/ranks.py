@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distprune.pruning import bracket
+
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
 
@@ -50,6 +52,7 @@ def launch(script: str, ranks: int, folder: Path) -> list[dict[str, str]]:
 def run_checks(checks: Sequence[Callable], folder: Path) -> None:
     """On each rank: call the checks, each with a process group of this rank alone."""
     torch.set_num_threads(1)
+    bracket.SMALL, bracket.MOST_INSIDE = 0, 1  # the smallest models, too, are searched as large ones are
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     own_groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     outcome = {}

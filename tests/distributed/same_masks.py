@@ -15,7 +15,6 @@ from distprune.pruning import (
     NonFiniteError,
     Pruner,
     WeightMismatchError,
-    bracket,
     compare_replicas,
 )
 from distprune.pruning.collectives import Ranks
@@ -27,8 +26,6 @@ from distprune.pruning.threshold import Search, share
 from tests.distributed.ranks import MIB, Traffic, bits, from_all_ranks, messages_of, run_checks
 from tests.pruning.reference import Bag, Levels, prune_by_sort
 
-# The smallest models, too, are searched as large ones are.
-bracket.SMALL, bracket.MOST_INSIDE = 0, 1
 LEVELS = (0.1, 0.5, 0.5, 0.83, 0.99)
 
 
