@@ -107,14 +107,6 @@ def compare_replicas(tensors: Mapping[str, Tensor], step: int, group: dist.Proce
     return any(part.copies > 1 for part in parts)
 
 
-def checksum(mask: Tensor) -> Tensor:
-    """A number (int64 scalar) that changes with any one bit of a mask's memory; one pass at the speed of memory."""
-    memory = flat(mask)
-    whole_words = len(memory) // 8 * 8
-    words = memory[:whole_words].view(torch.int64) if whole_words else memory[:0]
-    return words.sum() + memory[whole_words:].sum()
-
-
 def _fingerprint(tensor: Tensor) -> Tensor:
     """An int64 scalar that depends on every bit of a local tensor and on where it is in memory."""
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)

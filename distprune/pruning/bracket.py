@@ -85,19 +85,18 @@ class MagnitudeSearch(Search):
             torch.ops.aten.hardshrink.out(weight[begin:end], most, out=weight[begin:end])
             keep, kept = weight[begin:end].bool(), mask[begin:end]
             kept &= keep
-            if keep.device.type != "cpu" or not torch.equal(kept, keep):  # a pruned weight was not 0
+            if keep.device.type != "cpu" or not _equal(kept, keep):  # a pruned weight was not 0
                 mask_ops.apply(kept, weight[begin:end])
 
     def _bracket(self, k: int) -> tuple[int, int]:
         """Keys between which the key of the k-th smallest very likely lies: from the first to below the second. One
         collective."""
-        histogram = torch.zeros(1 << SAMPLE_BITS, dtype=self._counts_dtype, device=self.device)
+        weights, masks = [torch.zeros(0, device=self.device)], [torch.zeros(0, dtype=torch.bool, device=self.device)]
         for number, start, stop in self._pieces:
-            weight, mask = (
-                _sample(values[start:stop]) for values in (flat(self.tensors[number].local), self._masks[number])
-            )
-            keys = SINGLE.keys(weight.abs()) * mask
-            histogram += torch.bincount(keys >> SHIFT, minlength=1 << SAMPLE_BITS)
+            weights.append(_sample(flat(self.tensors[number].local)[start:stop]))
+            masks.append(_sample(self._masks[number][start:stop]))
+        keys = SINGLE.keys(torch.cat(weights).abs_()) * torch.cat(masks)
+        histogram = torch.bincount(keys >> SHIFT, minlength=1 << SAMPLE_BITS).to(self._counts_dtype)
         self.ranks.sum(histogram)
         histogram[0] = 0  # how many are pruned is known
         cumulative = histogram.cumsum(0, dtype=torch.int64)
@@ -131,7 +130,7 @@ class MagnitudeSearch(Search):
                 beyond = torch.ops.aten.threshold.out(magnitudes, most, 0.0, out=floats[1, :size])
                 totals.append(beyond.sum())
                 looked_at.append((number, size))
-                below.append(_count(reaches))
+                below.append(mask_ops.tally(reaches)[0])
                 found = _places(bools[1, :size].copy_(beyond).bitwise_and_(kept).bitwise_xor_(reaches))
                 sizes[number] = sizes.get(number, 0) + len(found)
                 keys.append(SINGLE.keys(magnitudes[found]))
@@ -202,9 +201,11 @@ def _value(key: int) -> float:
     return float(torch.tensor(key, dtype=torch.int32).view(torch.float32))
 
 
-def _count(marks: Tensor) -> Tensor:
-    """How many of a bool tensor of fewer than 2^31 elements are True."""
-    return marks.view(torch.uint8).sum(dtype=torch.int32)
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two 1-D bool tensors are; eight elements are compared at once."""
+    whole = len(a) // 8 * 8
+    words = (marks[:whole].view(torch.int64) for marks in (a, b))
+    return torch.equal(*words) and torch.equal(a[whole:], b[whole:])
 
 
 def _places(marks: Tensor) -> Tensor:

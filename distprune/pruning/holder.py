@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from distprune.pruning import masks as mask_ops
-from distprune.pruning.agreement import Copies, MaskMismatchError, checksum
+from distprune.pruning.agreement import Copies, MaskMismatchError
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.prunable import Prunable
 from distprune.pruning.schedule import Schedule
@@ -196,17 +196,19 @@ class MaskHolder(ABC):
     def _update(self, step: int) -> PruneReport:
         """Prune as much as the schedule asks for at `step`."""
 
-    def _checksums(self) -> Tensor:
-        return torch.stack([checksum(self.masks[t.name]) for t in self.tensors])
+    def _tallies(self) -> tuple[Tensor, Tensor]:
+        """How many weights the masks on this rank keep of each tensor, and checksums of them."""
+        kept, checksums = torch.stack([mask_ops.tally(self.masks[t.name]) for t in self.tensors]).unbind(1)
+        return kept, checksums
 
     def _changed(self) -> Tensor:
         """Which masks on this rank are not as they were when last verified (int64, 1 or 0 for each tensor)."""
-        now = self._checksums()
+        _, now = self._tallies()
         return torch.zeros_like(now) if self._verified is None else (now != self._verified).long()
 
     def _verify(self, changed: Tensor) -> None:
         prints = torch.stack([mask_ops.digest(self.masks[t.name], t.part) for t in self.tensors])
-        kept = torch.stack([torch.count_nonzero(self.masks[t.name]) for t in self.tensors])
+        kept, checksums = self._tallies()
         digests, (kept, changed_anywhere), differs = self._copies.add_up(prints, self._copies.first(kept), changed)
         when = f"at step {self._steps_done}"
         if changed_anywhere.any():
@@ -216,7 +218,7 @@ class MaskHolder(ABC):
         self._kept = {t.name: count for t, count in zip(self.tensors, kept.tolist(), strict=True)}
         self.zeros = self.weights - sum(self._kept.values())
         self.mask_digest = mask_ops.combine(dict(zip(self._kept, digests.tolist(), strict=True)))
-        self._verified = self._checksums()
+        self._verified = checksums
 
     def _check_optimizer(self) -> None:
         known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}

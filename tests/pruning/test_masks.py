@@ -108,6 +108,18 @@ def test_digest_changes_when_two_bits_swap_places():
     assert len(seen) == 64
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("size", [0, 1, 7, 1023, 1024, 1025, 10_000])
+def test_a_tally_counts_and_changes_with_any_single_bit(size, kept):
+    mask = torch.rand(size) < kept
+    count, checksum = masks.tally(mask).tolist()
+    assert count == mask.count_nonzero()
+    for place in {0, size // 2, size - 1} & set(range(size)):
+        mask[place] ^= True
+        assert masks.tally(mask)[1] != checksum
+        mask[place] ^= True
+
+
 def test_combined_digest_knows_names_but_no_order():
     one = masks.combine({"a": 1, "b": 2})
     assert one == masks.combine({"b": 2, "a": 1})
