@@ -205,7 +205,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two 1-D bool tensors are; eight elements are compared at once."""
     whole = len(a) // 8 * 8
     words = (marks[:whole].view(torch.int64) for marks in (a, b))
-    return torch.equal(*words) and torch.equal(a[whole:], b[whole:])
+    return (not whole or torch.equal(*words)) and torch.equal(a[whole:], b[whole:])
 
 
 def _places(marks: Tensor) -> Tensor:
