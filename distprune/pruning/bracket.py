@@ -130,7 +130,7 @@ class MagnitudeSearch(Search):
                 beyond = torch.ops.aten.threshold.out(magnitudes, most, 0.0, out=floats[1, :size])
                 totals.append(beyond.sum())
                 looked_at.append((number, size))
-                below.append(mask_ops.tally(reaches)[0])
+                below.append(mask_ops.count(reaches))
                 found = _places(bools[1, :size].copy_(beyond).bitwise_and_(kept).bitwise_xor_(reaches))
                 sizes[number] = sizes.get(number, 0) + len(found)
                 keys.append(SINGLE.keys(magnitudes[found]))
@@ -202,10 +202,10 @@ def _value(key: int) -> float:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two 1-D bool tensors are; eight elements are compared at once."""
+    """Whether two bool tensors are, each as `flat` gives it; eight elements are compared at once."""
     whole = len(a) // 8 * 8
     words = (marks[:whole].view(torch.int64) for marks in (a, b))
-    return (not whole or torch.equal(*words)) and torch.equal(a[whole:], b[whole:])
+    return torch.equal(*words) and torch.equal(a[whole:], b[whole:])
 
 
 def _places(marks: Tensor) -> Tensor:

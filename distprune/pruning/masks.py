@@ -114,14 +114,16 @@ def digest(mask: Tensor, part: Part) -> Tensor:
     return (torch.stack(sums) * torch.where(block < 0, 1, _higher(block)).to(mask.device)).sum()
 
 
+def count(mask: Tensor) -> Tensor:
+    """How many elements a mask, on memory of its own, keeps (int64 scalar)."""
+    sums, rest = _added_up(mask)
+    return sums.view(torch.uint8).sum() + rest
+
+
 def tally(mask: Tensor) -> Tensor:
-    """How many elements a mask, on memory of its own, keeps, and a number that changes with any one bit of it (int64,
-    shape [2]). One pass at the speed of memory: eight are added up at once."""
-    memory = flat(mask)
-    rows = len(memory) // (8 * WORDS)
-    rest = memory[rows * 8 * WORDS :].sum()
-    words = memory[: rows * 8 * WORDS].view(torch.int64) if rows else memory.new_zeros(0, dtype=torch.int64)
-    sums = words.view(rows, WORDS).sum(1)
+    """The same, and a number that changes with any one bit of the mask (int64, shape [2]). One pass at the speed of
+    memory."""
+    sums, rest = _added_up(mask)
     return torch.stack([sums.view(torch.uint8).sum(), sums.sum()]) + rest
 
 
@@ -141,6 +143,14 @@ def _pieces(shape: Sequence[int], most: int = CHUNK // 8) -> Iterator[tuple[slic
     elif row_bytes:
         for begin, end in chunks(0, rows, most // row_bytes):
             yield slice(begin, end), slice(0, row_bytes)
+
+
+def _added_up(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of some of a mask's words, each of eight elements, and of the elements behind them."""
+    memory = flat(mask)
+    rows = len(memory) // (8 * WORDS)
+    words = memory[: rows * 8 * WORDS].view(torch.int64)
+    return words.view(rows, WORDS).sum(1), memory[rows * 8 * WORDS :].sum()
 
 
 def _pack_piece(mask: Tensor, rows: slice, columns: slice) -> Tensor:

@@ -64,6 +64,14 @@ def test_indices_of_a_part_are_those_of_a_slice_whatever_the_memory_order(box, d
     assert flat(piece).tolist() == memory_order(piece)
 
 
+@pytest.mark.parametrize("size", [0, 1])
+def test_the_fewest_elements_can_be_viewed_as_another_type_though_they_have_a_stride(size):
+    every_other = torch.ones(size, 2, dtype=torch.bool)[:, 0]
+    assert every_other.stride() == (2,)
+    assert flat(every_other).tolist() == [True] * size
+    assert len(flat(every_other)[:0].view(torch.int64)) == 0
+
+
 @pytest.mark.parametrize("dim", range(4))
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_indices_of_conv_weights_cut_in_any_dimension(dim, memory_format):
