@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import yaml
-from common import StoppedEarly, figures, origin, run, settings, write
+from common import WEIGHTS, StoppedEarly, figures, origin, run, settings, write
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = 256
@@ -39,7 +39,7 @@ class Job:
         data: below --data.
         overrides: of the configuration.
         weights: below --models, to begin with.
-        teacher: another job, whose first model teaches.
+        teacher: another job, whose first model teaches; or trained weights below --models, of one of WEIGHTS.
         begins_with: another job, whose model of the same seed this begins with.
         published: the best that is published: percent, and whose.
         asked: percent that ours should reach.
@@ -67,11 +67,17 @@ def mnist(kept: int, published: tuple[float, str], asked: float) -> Job:
     return Job("mnist_lenet300.yaml", "mnist", overrides, None, "mnist-teacher", None, published, asked)
 
 
-def cifar10(model: str, sparsity: float, published: tuple[float, str], asked: float) -> Job:
-    """A trained ResNet."""
-    names = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
-    overrides = (f"model.name={model}", f"prune.sparsity={sparsity:g}")
-    return Job("cifar10_resnet20.yaml", "cifar10", overrides, names[model], None, None, published, asked)
+RESNET20, RESNET56 = WEIGHTS
+
+
+def cifar10(weights: str, sparsity: float, epochs: int, published: tuple[float, str], asked: float) -> Job:
+    """A trained ResNet, taught by ResNet-56."""
+    overrides = (
+        f"model.name={WEIGHTS[weights]}", f"prune.sparsity={sparsity:g}", "prune.every=50", "train.batch_size=256",
+        f"phases.prune={{epochs: {2 * epochs // 5}, lr: 0.1, schedule: constant, warmup_steps: 200}}",
+        f"phases.finetune={{epochs: {epochs - 2 * epochs // 5}, lr: 0.1}}",
+    )  # fmt: skip
+    return Job("cifar10_resnet20.yaml", "cifar10", overrides, weights, RESNET56, None, published, asked)
 
 
 SPARSE_MOMENTUM = "Sparse Momentum, Dettmers and Zettlemoyer 2019"
@@ -91,13 +97,13 @@ JOBS = {
     "mnist-2": mnist(2, (98.35, GRADUAL), 98.60),
     "mnist-1": mnist(1, (97.64, SPARSE_MOMENTUM), 98.20),
     "mnist-self": Job("mnist_lenet300.yaml", "mnist", published=(98.35, GRADUAL)),
-    "resnet20-80": cifar10("resnet20", 0.8, (91.75, f"{RENDA}, at 79.0 %"), 91.9),
-    "resnet20-90": cifar10("resnet20", 0.9, (90.91, "weight rewinding, Renda et al. 2020, at 89.3 %"), 91.0),
-    "resnet56-956": cifar10("resnet56", 0.956, (92.57, RENDA), 92.8),
+    "resnet20-80": cifar10(RESNET20, 0.8, 120, (91.75, f"{RENDA}, at 79.0 %"), 91.9),
+    "resnet20-90": cifar10(RESNET20, 0.9, 120, (90.91, "weight rewinding, Renda et al. 2020, at 89.3 %"), 91.0),
+    "resnet56-956": cifar10(RESNET56, 0.956, 60, (92.57, RENDA), 92.8),
     "resnet56-channels": Job(
         "cifar10_channels.yaml", "cifar10",
         ("prune.sparsity=0.53", "prune.channels.penalty=5.0e-4", "phases.dense={epochs: 40, lr: 0.05}"),
-        "resnet56-4bfd9763.th", None, None, (93.77, "DepGraph, Fang et al. 2023, at 2.13 times fewer"), 93.8,
+        RESNET56, None, None, (93.77, "DepGraph, Fang et al. 2023, at 2.13 times fewer"), 93.8,
     ),
     "channels-short": Job(
         "cifar10_channels.yaml", "cifar10",
@@ -105,9 +111,9 @@ JOBS = {
             "phases.prune={steps: 200, lr: 0.02, schedule: constant, warmup_steps: 10}",
             "phases.finetune={steps: 200, lr: 0.02}", "prune.every=20", "prune.channels.shrink_every=2",
         ),
-        "resnet56-4bfd9763.th",
+        RESNET56,
     ),
-    "guard": Job("cifar10_guard.yaml", "cifar10", (), "resnet20-12fca82f.th"),
+    "guard": Job("cifar10_guard.yaml", "cifar10", (), RESNET20),
     "resnet18-dense": Job("cifar10_resnet18.yaml", "cifar10", UNPRUNED),
     "resnet18-90": Job(
         "cifar10_resnet18.yaml", "cifar10", ("prune.sparsity=0.9", "phases.dense={}"), None, None, "resnet18-dense",
@@ -120,8 +126,8 @@ JOBS = {
     "fast-90": Job(
         "cifar10_resnet18.yaml", "cifar10",
         (
-            "phases.dense={epochs: 6, lr: 0.4, schedule: constant, warmup_steps: 200}",
-            "phases.prune={epochs: 6, lr: 0.4, schedule: constant}", "phases.finetune={epochs: 8, lr: 0.4}",
+            "phases.dense={epochs: 5, lr: 0.4, schedule: constant, warmup_steps: 200}",
+            "phases.prune={epochs: 9, lr: 0.4, schedule: constant}", "phases.finetune={epochs: 14, lr: 0.4}",
             "train.batch_size=512", "distill=null", "prune.every=20", "tracking.histograms=null",
         ),
         asked=94.0,
@@ -199,20 +205,25 @@ class Bench:
         overrides = [*job.overrides, *self._data(job), f"run.seed={seed}"]
         if job.weights is not None:
             overrides.append(f"model.weights={words.models / job.weights}")
-        for other, at, its_seed in ((job.teacher, "distill.teacher", 0), (job.begins_with, "model", seed)):
-            if other is not None:
-                self.run(other, its_seed)
-                weights = f"{self._folder(other, its_seed)}/model.safetensors"
-                if at == "model":
-                    overrides.append(f"model.weights={weights}")
-                else:
-                    overrides.append(f"{at}={{{named(JOBS[other])}weights: {weights}}}")
+        if job.begins_with is not None:
+            overrides.append(f"model.weights={self._trained(job.begins_with, seed)}")
+        if job.teacher in WEIGHTS:
+            teacher = f"name: {WEIGHTS[job.teacher]}, weights: {words.models / job.teacher}"
+            overrides.append(f"distill.teacher={{{teacher}}}")
+        elif job.teacher is not None:
+            teacher = f"{named(JOBS[job.teacher])}weights: {self._trained(job.teacher, 0)}"
+            overrides.append(f"distill.teacher={{{teacher}}}")
         if words.tiny:
             overrides += tiny(CONFIGS / job.config, overrides)
         minutes = None if self._ends is None else (self._ends - time.monotonic()) / 60
         if minutes is not None and minutes < 0.1:
             raise StoppedEarly(f"no time is left for {name}, seed {seed}")
         return run(CONFIGS / job.config, self._folder(name, seed, tried), [*overrides, *tried], words.threads, minutes)
+
+    def _trained(self, name: str, seed: int) -> Path:
+        """The model of a job, which is run first."""
+        self.run(name, seed)
+        return self._folder(name, seed) / "model.safetensors"
 
     def _folder(self, name: str, seed: int, tried: Sequence[str] = ()) -> Path:
         behind = "".join(f"_{word}" for word in tried).replace("/", "-").replace(" ", "")

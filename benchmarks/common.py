@@ -24,6 +24,8 @@ KEPT = (
     "prune/rounds", "seed", "steps", "wall_s", "world_size", "train_samples_per_s", "mask_digest",
     "precision", "commit",
 )  # fmt: skip
+WEIGHTS = {"resnet20-12fca82f.th": "resnet20", "resnet56-4bfd9763.th": "resnet56"}
+"""Trained weights (configs/cifar10_resnet20.yaml says where from), and which model they are of."""
 OF_A_PLACE = ("data.path", "data.source", "model.weights", "run.dir", "tracking")
 
 

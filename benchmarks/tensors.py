@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from common import WEIGHTS
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from distprune.models import build_model
 
 SETS = {"mnist": ("image", 1, 28), "cifar10": ("img", 3, 32)}
 RANDOM = 512
-WEIGHTS = {"resnet20-12fca82f.th": "resnet20", "resnet56-4bfd9763.th": "resnet56"}
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """Short runs of the main job in the ways that a GPU offers, into results/topologies.json, or on a CPU to the screen.
 
-    python benchmarks/topologies.py --data FOLDER --models FOLDER [--out runs/topologies] [--only fp32,bf16] [--tiny]
+    python benchmarks/topologies.py --data FOLDER --models FOLDER [--out runs/topologies] [--only fp32,bf16]
+        [--at-once 4] [--tiny]
 
 Each prunes ResNet-20 on CIFAR-10 (tensors, see `tensors.py`) to 90 % and is launched by accelerate: NCCL (on a CPU
 gloo) in all but one, bf16, fp16 with its scaler, torch.compile, fused optimizers. A run passes that ends with exactly
-as many zeros as asked for, counted anew in its files. `FSDP2`, which the main job takes from two processes on, is a
+as many zeros as asked for, counted anew in its files. Samples a second are those of a GPU that is shared by as many
+runs as go on at once. `FSDP2`, which the main job takes from two processes on, is a
 loop of its own with one shard, which passes where its masks are those of the model unsharded.
 """
 
@@ -15,6 +17,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, default=Path("weights"), help="of trained weights (default: weights)")
     parser.add_argument("--out", type=Path, default=Path("runs/topologies"), help="of run folders")
     parser.add_argument("--only", default=",".join([*WAYS, FSDP2]), help="which (default: all)")
+    parser.add_argument("--at-once", type=int, default=1, help="how many go on at a time (default: 1)")
     parser.add_argument("--tiny", action="store_true", help="a few steps")
     parser.add_argument("--sharded", action="store_true", help=argparse.SUPPRESS)
     words = parser.parse_args()
@@ -66,16 +70,21 @@ def main() -> int:
     if path.exists() and not words.tiny:
         found = json.loads(path.read_text(encoding="utf-8"))["ways"]
     passed = True
-    for name in words.only.split(","):
-        if name in GPU_ONLY and not on_gpu:
-            print(f"{name:18} not measured: it needs a GPU")
-            continue
-        found[name] = one = tried_sharded() if name == FSDP2 else tried(name, words)
-        print(f"{name:18} {'passed' if one['passed'] else 'FAILED'}  {one['said']}", flush=True)
-        passed &= one["passed"]
-        if on_gpu and not words.tiny:
-            one |= {"machine": machine("cuda"), "torch": torch.__version__, "commit": commit()}
-            write(path.stem, {"ways": found})
+    with ThreadPoolExecutor(words.at_once) as pool:
+        running = {}
+        for name in words.only.split(","):
+            if name in GPU_ONLY and not on_gpu:
+                print(f"{name:18} not measured: it needs a GPU")
+                continue
+            running[pool.submit(tried_sharded) if name == FSDP2 else pool.submit(tried, name, words)] = name
+        for done in as_completed(running):
+            name, one = running[done], done.result()
+            print(f"{name:18} {'passed' if one['passed'] else 'FAILED'}  {one['said']}", flush=True)
+            passed &= one["passed"]
+            if on_gpu and not words.tiny:
+                place = {"machine": machine("cuda"), "torch": torch.__version__, "commit": commit()}
+                found[name] = one | {"at_once": words.at_once} | place
+                write(path.stem, {"ways": {way: found[way] for way in [*WAYS, FSDP2] if way in found}})
     return 0 if passed else 1
 
 

@@ -19,13 +19,11 @@ from distprune.pruning import masks as mask_ops
 from distprune.pruning.limits import Limits
 from distprune.pruning.radix import Kth, digit_widths, kth_smallest
 from distprune.pruning.scores import SINGLE
-from distprune.pruning.shards import chunks, flat
+from distprune.pruning.shards import at_once, chunks, flat
 from distprune.pruning.threshold import Search, Threshold
 
 SMALL = 1 << 20
 """Of fewer weights all are looked at."""
-CHUNK = 1 << 18
-"""Weights that are looked at at once: what is made of them stays in a CPU's cache."""
 RUN, STRIDE = 16, 1024
 """Of so many weights in a row the first of so many are in the sample: whole lines of a cache, spread evenly."""
 SAMPLE_BITS = digit_widths(SINGLE.bits)[0]
@@ -81,7 +79,7 @@ class MagnitudeSearch(Search):
             return
         # What has the key of the threshold itself stays whole or goes whole.
         most = _value(threshold.key - (tensor.end <= threshold.index))
-        for begin, end in chunks(0, len(weight), CHUNK):
+        for begin, end in chunks(0, len(weight), at_once(self.device)):
             torch.ops.aten.hardshrink.out(weight[begin:end], most, out=weight[begin:end])
             keep, kept = weight[begin:end].bool(), mask[begin:end]
             kept &= keep
@@ -112,13 +110,14 @@ class MagnitudeSearch(Search):
         counts = torch.zeros(2, len(self.tensors), dtype=torch.int64, device=self.device)
         keys, places, sizes, totals = list[Tensor](), list[Tensor](), dict[int, int](), list[Tensor]()
         looked_at, below = list[tuple[int, int]](), list[Tensor]()
-        floats = torch.empty(2, CHUNK, device=self.device)
-        bools = torch.empty(2, CHUNK, dtype=torch.bool, device=self.device)
+        chunk = min(at_once(self.device), max((1, *(stop - start for _, start, stop in self._pieces))))
+        floats = torch.empty(2, chunk, device=self.device)
+        bools = torch.empty(2, chunk, dtype=torch.bool, device=self.device)
         least, most = _value(max(low - 1, 0)), _value(high - 1)
         room = sum(t.numel for t in self.tensors) // MOST_INSIDE
         for number, start, stop in self._pieces:
             weight, mask = flat(self.tensors[number].local), self._masks[number]
-            for begin, end in chunks(start, stop, CHUNK):
+            for begin, end in chunks(start, stop, chunk):
                 if room < 0:
                     keys.clear()
                     places.clear()

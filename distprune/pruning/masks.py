@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distprune.pruning.hashing import scramble
-from distprune.pruning.shards import CHUNK, INT_OF_SIZE, Part, chunks, flat
+from distprune.pruning.shards import CHUNK, INT_OF_SIZE, Part, at_once, chunks, flat
 
 FACTORS = 1 << 15
 WORDS = 128
@@ -89,7 +89,7 @@ def digest(mask: Tensor, part: Part) -> Tensor:
     sums, blocks = list[Tensor](), list[int]()
     if part.is_rows:
         first = (part.start[0] if part.start else 0) * row_bytes
-        for rows, columns in _pieces(packed_shape(mask.shape), CHUNK // 2):
+        for rows, columns in _pieces(packed_shape(mask.shape), at_once(mask.device) // 2):
             values = _signed_bytes(mask, rows, columns).view(-1)
             position = first + rows.start * row_bytes + columns.start
             while len(values):

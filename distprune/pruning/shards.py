@@ -14,6 +14,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from distprune.pruning.collectives import Ranks
 
 CHUNK = 1 << 18
+"""Elements that are looked at at once on a CPU: what is made of them stays in its cache."""
+ON_GPU = 1 << 21
+"""The same on a GPU, to which each look is a few calls."""
 INT_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -34,9 +37,14 @@ def flat(tensor: Tensor) -> Tensor:
 
 
 def chunks(start: int, stop: int, size: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Bounds that cut `start` to `stop` into stretches of at most `size` elements, which fit into a CPU's cache."""
+    """Bounds that cut `start` to `stop` into stretches of at most `size` elements."""
     for begin in range(start, stop, size):
         yield begin, min(begin + size, stop)
+
+
+def at_once(device: torch.device) -> int:
+    """How many elements are looked at at once on a device."""
+    return CHUNK if device.type == "cpu" else ON_GPU
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from distprune.pruning.limits import Limits
 from distprune.pruning.prunable import Prunable
 from distprune.pruning.radix import Kth, digit_widths, kth_smallest
 from distprune.pruning.scorer import Scorer
-from distprune.pruning.shards import chunks, flat
+from distprune.pruning.shards import at_once, chunks, flat
 
 INDEX_PASSES = 3
 
@@ -102,7 +102,7 @@ class Search:
     def pieces(self) -> Iterator[tuple[int, int, Tensor]]:
         """This rank's share of the keys: (number of the tensor, place in memory order, keys), in small pieces."""
         for number, start, stop in self._pieces:
-            for begin, end in chunks(start, stop):
+            for begin, end in chunks(start, stop, at_once(self.device)):
                 yield number, begin, self.keys(number, begin, end)
 
     def keys(self, number: int, begin: int, end: int) -> Tensor:
@@ -119,7 +119,7 @@ class Search:
         collective."""
         largest = torch.zeros(len(self.tensors), dtype=torch.float64, device=self.device)
         for number, start, stop in self._pieces:
-            for begin, end in chunks(start, stop):
+            for begin, end in chunks(start, stop, at_once(self.device)):
                 scores = self.scores(number, begin, end)[0].abs_().nan_to_num_(torch.inf, torch.inf)
                 largest[number] = largest[number].maximum(scores.max())
         return self.ranks.max(largest)
@@ -129,7 +129,7 @@ class Search:
 
         A piece is looked at when it is asked for, so that what came before may be masked by then.
         """
-        for begin, end in chunks(0, len(self._masks[number])):
+        for begin, end in chunks(0, len(self._masks[number]), at_once(self.device)):
             yield begin, end, threshold.keeps(self.tensors[number], self.keys(number, begin, end), begin)
 
     def cut(self, threshold: Threshold, number: int, mask: Tensor, weight: Tensor) -> None:
@@ -274,6 +274,6 @@ class Search:
     def _count_nonfinite(self, number: int) -> Tensor:
         tensor, mask = self.tensors[number], self._masks[number]
         count = torch.zeros((), dtype=torch.int64, device=self.device)
-        for begin, end in chunks(0, len(mask)):
+        for begin, end in chunks(0, len(mask), at_once(self.device)):
             count += (self._scorer.keys(tensor, mask, begin, end) >= self.format.infinite).sum()
         return count

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from distprune.pruning import MaskHolder, Prunable
 from distprune.pruning.collectives import Ranks
-from distprune.pruning.shards import CHUNK, chunks, flat
+from distprune.pruning.shards import at_once, chunks, flat
 from distprune.pruning.threshold import share
 from distprune.structured import ChannelPruner
 from distprune.tracking import BINS, Histogram, Trackers
 
-ON_GPU = 1 << 24
-"""Elements that a GPU counts at once."""
 TINY = 1e-30
 """A layer whose weights are all smaller is counted as one of zeros."""
 
@@ -105,7 +103,7 @@ def count(tensors: Sequence[Prunable], limits: Mapping[str, float], ranks: Ranks
     for number, start, stop in share(tensors):
         scale = BINS / 2 / max(limits[tensors[number].name], TINY)
         weights = flat(tensors[number].local)
-        for begin, end in chunks(start, stop, CHUNK if device.type == "cpu" else ON_GPU):
+        for begin, end in chunks(start, stop, at_once(device)):
             piece = weights[begin:end]
             places = piece.to(torch.promote_types(piece.dtype, torch.float32)) * scale
             places = places.add_(BINS / 2).clamp_(0, BINS - 1).nan_to_num_(0)
