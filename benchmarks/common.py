@@ -36,7 +36,7 @@ class StoppedEarly(Exception):
 def run(
     config: Path, folder: Path, overrides: Sequence[str], threads: int | None = None, minutes: float | None = None
 ) -> dict[str, Any]:
-    """One run in a process of its own; its summary, with its precision, and the commit that it was done with. One that
+    """One run in a process of its own; its summary, with its precision, and the commit that it began with. One that
     is done already is not done again.
 
     Args:
@@ -53,14 +53,15 @@ def run(
     words += [] if minutes is None else [f"run.max_minutes={minutes:.2f}"]
     environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "distprune.train", str(config), *words]
+    stamp = folder / "commit"
+    if not stamp.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(commit(), encoding="utf-8")
     code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
     if code == STOPPED_EARLY:
         raise StoppedEarly(f"{folder} was stopped")
     if code:
         sys.exit(f"{' '.join(command)} has failed")
-    stamp = folder / "commit"
-    if not stamp.exists():
-        stamp.write_text(commit(), encoding="utf-8")
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     precision = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["run"]["precision"]
     return {**summary, "precision": precision, "commit": stamp.read_text(encoding="utf-8")}

@@ -5,11 +5,12 @@ python benchmarks/page.py
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
-from accuracy import JOBS
 from common import RESULTS
+from jobs import ABLATIONS, JOBS, name_of
 from markdown import cell, origins, read, table, where
 from plots import DOCS, bars
 from scaling_page import scaling
@@ -34,7 +35,7 @@ CASES = {
 def main() -> None:
     parts = [
         HEAD, section("update", update), section("step", step), section("start", start),
-        section("gradients", gradients), accuracy(), ablation(), gpu(),
+        section("gradients", gradients), accuracy(), ablations(), gpu(),
     ]  # fmt: skip
     for name, text in (("benchmarks", "\n".join(parts)), ("scaling", scaling(read("scaling")))):
         path = DOCS / f"{name}.md"
@@ -156,10 +157,28 @@ def accuracy() -> str:
     return "\n".join(lines) + "\n"
 
 
-def ablation() -> str:
+def ablations() -> str:
     """What each part brings."""
-    text = (RESULTS / "mnist_ablation.md").read_text(encoding="utf-8")
-    return text.replace("# LeNet-300-100 on MNIST at 98 %", "## What each part brings: LeNet-300-100, MNIST, 98 %")
+    lines = [
+        "## What each part brings\n",
+        "Jobs of `benchmarks/accuracy.py` whose names begin with `ablation`: the same pruning, with one thing changed "
+        "at a time.\nTop-1 in percent on the test images.\n",
+    ]
+    for title, (begins, variants) in ABLATIONS.items():
+        rows, places = [], list[str]()
+        for variant in variants:
+            if not (RESULTS / f"accuracy-{name_of(begins, variant)}.json").exists():
+                rows.append(f"{variant} | {NOT_MEASURED} | | | | |")
+                continue
+            found = read(f"accuracy-{name_of(begins, variant)}")
+            places.append(where(found))
+            low, high = found["eval/top1 range"]
+            dense, seconds = (statistics.mean(run[key] for run in found["runs"]) for key in ("dense/top1", "wall_s"))
+            accuracies = " | ".join(f"{value:.2f}" for value in (found["eval/top1 mean"], low, high, dense))
+            rows.append(f"{variant} | {accuracies} | {len(found['runs'])} | {seconds:.0f}")
+        lines += [f"### {title}\n", *[f"{place}.\n" for place in ["; ".join(dict.fromkeys(places))] if place]]
+        lines += [*table("variant | mean | lowest | highest | dense | seeds | seconds a run", rows), ""]
+    return "\n".join(lines)
 
 
 def gpu() -> str:
