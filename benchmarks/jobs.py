@@ -155,9 +155,9 @@ JOBS = {
     "resnet20-80": cifar10(RESNET20, 0.8, 84, AT_80, 91.9),
     "resnet20-90": cifar10(RESNET20, 0.9, 84, AT_90, 91.0),
     # What two CPU cores do in an hour and a quarter.
-    "resnet20-80-short": cifar10(RESNET20, 0.8, 84, AT_80, 91.9, batch=128, seeds=1),
-    "resnet20-90-short": cifar10(RESNET20, 0.9, 84, AT_90, 91.0, batch=128, seeds=1),
-    "resnet56-956": cifar10(RESNET56, 0.956, 40, (92.57, RENDA), 92.8),
+    "resnet20-80-short": cifar10(RESNET20, 0.8, 42, AT_80, 91.9, batch=128, seeds=1),
+    "resnet20-90-short": cifar10(RESNET20, 0.9, 42, AT_90, 91.0, batch=128, seeds=1),
+    "resnet56-956": cifar10(RESNET56, 0.956, 84, (92.57, RENDA), 92.8),
     "resnet56-channels": Job(
         *CHANNELS,
         ("prune.sparsity=0.53", "prune.channels.penalty=5.0e-4", "phases.dense={epochs: 40, lr: 0.05}"),

@@ -8,7 +8,7 @@ wrong all weights are looked at, as in any other search; the outcome is the same
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -24,10 +24,14 @@ from distprune.pruning.threshold import Search, Threshold
 
 SMALL = 1 << 20
 """Of fewer weights all are looked at."""
+ON_CPU = 1 << 19
+"""Weights that a CPU looks at at once: a look is two dozen calls, which cost more than a cache that is further away."""
 RUN, STRIDE = 16, 1024
 """Of so many weights in a row the first of so many are in the sample: whole lines of a cache, spread evenly."""
 SAMPLE_BITS = digit_widths(SINGLE.bits)[0]
 SHIFT = SINGLE.bits - SAMPLE_BITS
+FEW = 32
+"""Eight weights are looked at at once where less than one such look in four finds one, one in so many weights."""
 MOST_INSIDE = 32
 """Where more than one in so many weights lies in the bracket, as where many are equal, it is no help."""
 SIGMAS = 10
@@ -48,6 +52,24 @@ class _Inside:
     keys: Tensor
     places: Tensor
     stretches: list[tuple[int, int, int]]
+
+    @staticmethod
+    def of(keys: list[Tensor], places: list[Tensor], sizes: Mapping[int, int], device: torch.device) -> _Inside:
+        """Of pieces, which are taken from their lists, since an update's memory is counted.
+
+        Args:
+            keys, places: in the order of tensors.
+            sizes: how many there are of each tensor.
+            device: of what lies in the bracket, were it nothing.
+        """
+        ends = accumulate(sizes.values())
+        stretches = [(number, end - size, end) for (number, size), end in zip(sizes.items(), ends, strict=True)]
+        nothing = torch.zeros(0, dtype=torch.int32, device=device)
+        all_keys = torch.cat([nothing, *keys])
+        keys.clear()
+        all_places = torch.cat([nothing, *places])
+        places.clear()
+        return _Inside(all_keys, all_places, stretches)
 
 
 class MagnitudeSearch(Search):
@@ -79,7 +101,7 @@ class MagnitudeSearch(Search):
             return
         # What has the key of the threshold itself stays whole or goes whole.
         most = _value(threshold.key - (tensor.end <= threshold.index))
-        for begin, end in chunks(0, len(weight), at_once(self.device)):
+        for begin, end in chunks(0, len(weight), at_once(self.device, ON_CPU)):
             torch.ops.aten.hardshrink.out(weight[begin:end], most, out=weight[begin:end])
             keep, kept = weight[begin:end].bool(), mask[begin:end]
             kept &= keep
@@ -107,52 +129,13 @@ class MagnitudeSearch(Search):
 
     def _between(self, k: int, low: int, high: int) -> Threshold | None:
         """The threshold, if it lies in the bracket. Two collectives at most, and those that part what ties."""
-        counts = torch.zeros(2, len(self.tensors), dtype=torch.int64, device=self.device)
-        keys, places, sizes, totals = list[Tensor](), list[Tensor](), dict[int, int](), list[Tensor]()
-        looked_at, below = list[tuple[int, int]](), list[Tensor]()
-        chunk = min(at_once(self.device), max((1, *(stop - start for _, start, stop in self._pieces))))
-        floats = torch.empty(2, chunk, device=self.device)
-        bools = torch.empty(2, chunk, dtype=torch.bool, device=self.device)
-        least, most = _value(max(low - 1, 0)), _value(high - 1)
-        room = sum(t.numel for t in self.tensors) // MOST_INSIDE
-        for number, start, stop in self._pieces:
-            weight, mask = flat(self.tensors[number].local), self._masks[number]
-            for begin, end in chunks(start, stop, chunk):
-                if room < 0:
-                    keys.clear()
-                    places.clear()
-                    break
-                size, kept = end - begin, mask[begin:end]
-                magnitudes = torch.abs(weight[begin:end], out=floats[0, :size])
-                above = torch.ops.aten.threshold.out(magnitudes, least, 0.0, out=floats[1, :size])
-                reaches = bools[0, :size].copy_(above).bitwise_and_(kept) if low else bools[0, :size].copy_(kept)
-                beyond = torch.ops.aten.threshold.out(magnitudes, most, 0.0, out=floats[1, :size])
-                totals.append(beyond.sum())
-                looked_at.append((number, size))
-                below.append(mask_ops.count(reaches))
-                found = _places(bools[1, :size].copy_(beyond).bitwise_and_(kept).bitwise_xor_(reaches))
-                sizes[number] = sizes.get(number, 0) + len(found)
-                keys.append(SINGLE.keys(magnitudes[found]))
-                places.append(found.add_(begin).int())
-                room -= len(found)
-        for (number, size), left in zip(looked_at, torch.stack(below).tolist() if below else (), strict=True):
-            counts[0, number] += size - left
-        for number, size in sizes.items():
-            counts[1, number] = size
-        ends = accumulate(sizes.values())
-        stretches = [(number, end - size, end) for (number, size), end in zip(sizes.items(), ends, strict=True)]
-        nothing = torch.zeros(0, dtype=torch.int32, device=self.device)
-        all_keys = torch.cat([nothing, *keys])
-        keys.clear()  # an update's memory is counted
-        inside = _Inside(all_keys, torch.cat([nothing, *places]), stretches)
-        places.clear()
-
+        keys, places, counts, useless = self._look(low, high)
+        inside = _Inside.of(keys, places, dict(enumerate(counts[1].tolist())), self.device)
         # Bins as they are in a search of all keys, so that all ways to a threshold give the same.
         first, bins = low >> SHIFT, (high - 1 >> SHIFT) - (low >> SHIFT) + 1
         histogram = torch.bincount((inside.keys >> SHIFT) - first, minlength=bins)
-        finite = all(torch.stack(totals).isfinite().tolist()) if totals else True
-        useless = torch.tensor([not finite or room < 0], dtype=torch.int64, device=self.device)
-        summed = self.ranks.sum(torch.cat([useless, counts.flatten(), histogram]))
+        flags = torch.tensor([useless], dtype=torch.int64, device=self.device)
+        summed = self.ranks.sum(torch.cat([flags, counts.flatten(), histogram]))
         gives_up, *known = summed[: 1 + counts.numel()].tolist()
         self._least = known[: len(self.tensors)]
         self._most = [least + more for least, more in zip(self._least, known[len(self.tensors) :], strict=True)]
@@ -178,6 +161,45 @@ class MagnitudeSearch(Search):
                 yield 0, indices, 1
 
         return Threshold(start + kth.key, self._first_of_ties([kth], [kth.rank], tied)[0])
+
+    def _look(self, low: int, high: int) -> tuple[list[Tensor], list[Tensor], Tensor, bool]:
+        """Look at this rank's share once: keys and places of what lies in the bracket, in pieces; how many of each
+        tensor lie below it, and in it (int64, 2 x tensors); and whether that is of no use, since a weight is not finite
+        or too many lie there."""
+        counts = torch.zeros(2, len(self.tensors), dtype=torch.int64, device=self.device)
+        keys, places, sizes, totals = list[Tensor](), list[Tensor](), dict[int, int](), list[Tensor]()
+        looked_at, below = list[tuple[int, int]](), list[Tensor]()
+        longest = max((stop - start for _, start, stop in self._pieces), default=0)
+        chunk = min(at_once(self.device, ON_CPU), longest // 8 * 8 + 8)  # words of eight bools begin where rows do
+        floats = torch.empty(chunk, device=self.device)
+        bools = torch.empty(2, chunk, dtype=torch.bool, device=self.device)
+        least, most = _value(max(low - 1, 0)), _value(high - 1)
+        room = sum(t.numel for t in self.tensors) // MOST_INSIDE
+        for number, start, stop in self._pieces:
+            weight, mask = flat(self.tensors[number].local), self._masks[number]
+            for begin, end in chunks(start, stop, chunk):
+                if room < 0:
+                    keys.clear()
+                    places.clear()
+                    break
+                size, kept = end - begin, mask[begin:end]
+                left = torch.abs(weight[begin:end], out=floats[:size])
+                reaches = bools[0, :size].copy_(torch.threshold_(left, least, 0.0) if low else kept).bitwise_and_(kept)
+                torch.threshold_(left, most, 0.0)
+                totals.append(left.sum())
+                looked_at.append((number, size))
+                below.append(mask_ops.count(reaches))
+                found = _places(bools[1, :size].copy_(left).bitwise_and_(kept).bitwise_xor_(reaches))
+                sizes[number] = sizes.get(number, 0) + len(found)
+                keys.append(SINGLE.keys(weight[begin:end][found].abs_()))
+                places.append(found.add_(begin).int())
+                room -= len(found)
+        for (number, size), others in zip(looked_at, torch.stack(below).tolist() if below else (), strict=True):
+            counts[0, number] += size - others
+        for number, size in sizes.items():
+            counts[1, number] = size
+        finite = all(torch.stack(totals).isfinite().tolist()) if totals else True
+        return keys, places, counts, not finite or room < 0
 
     def _equal(self, inside: _Inside, key: int) -> Iterator[Tensor]:
         """The global indices of the weights in this rank's share that have this key."""
@@ -208,12 +230,12 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _places(marks: Tensor) -> Tensor:
-    """Where a 1-D bool tensor with its own memory is True (int64). On a CPU eight are looked at at once, since few
+    """Where a 1-D bool tensor with its own memory is True (int64). On a CPU eight are looked at at once where few
     are."""
     whole = len(marks) // 8 * 8
-    if marks.device.type != "cpu" or not whole:
+    words = marks[:whole].view(torch.int64).nonzero()[:, 0] if marks.device.type == "cpu" else marks
+    if len(words) >= len(marks) // FEW:
         return marks.nonzero()[:, 0]
-    words = marks[:whole].view(torch.int64).nonzero()[:, 0]
     row, column = marks[:whole].view(-1, 8)[words].nonzero(as_tuple=True)
     rest = marks[whole:].nonzero()[:, 0] + whole
     return torch.cat([words[row] * 8 + column, rest])
