@@ -54,7 +54,12 @@ def update(found: dict[str, Any], title: str = "An update of the masks", command
     for name, model in found["models"].items():
         for form, one in model["forms"].items():
             ratio = model["ratios"][form]
-            told = f"{ratio['median']:.1f} ({ratio['low']:.1f}-{ratio['high']:.1f})"
+            told = (
+                "{median:#.2g} ({low:#.2g}-{high:#.2g})"
+                if ratio["median"] < 1
+                else "{median:.1f} ({low:.1f}-{high:.1f})"
+            )
+            told = told.format(**ratio)
             told = {"update": f"takes {told} reads", "read (sum)": ""}.get(form, told)
             rows.append(f"{name} | {form} | {one['median_ms']:.1f} | {one['bytes_per_weight']:.2f} | {told}")
     times = {
@@ -62,7 +67,7 @@ def update(found: dict[str, Any], title: str = "An update of the masks", command
     }
     picture = bars("update_gpu" if command else "update", times, "milliseconds", logarithmic=True)
     lines = [
-        f"## {title}\n",
+        f"{'###' if command else '##'} {title}\n",
         f"`python benchmarks/update.py{command}`: scores, the exact global threshold, masks, weights and one momentum "
         "buffer\nzeroed, masks counted and fingerprinted, by `Pruner.step()` in the last half of a cubic schedule to "
         "90 %; the same\nsparsity by `torch.nn.utils.prune.global_unstructured`, and by concatenation and `kthvalue` "
@@ -74,7 +79,7 @@ def update(found: dict[str, Any], title: str = "An update of the masks", command
     return "\n".join(lines)
 
 
-def step(found: dict[str, Any], title: str = "A training step") -> str:
+def step(found: dict[str, Any], title: str = "## A training step") -> str:
     """What a step costs."""
     rows = []
     for name, (what, asked) in CASES.items():
@@ -84,7 +89,7 @@ def step(found: dict[str, Any], title: str = "A training step") -> str:
         ratio = f"{one['ratio']:.3f} ({one['low']:.3f}-{one['high']:.3f})"
         rows.append(f"{what} | {one['ours_ms']:.1f} | {one['by_hand_ms']:.1f} | {ratio} | {asked:.2f}")
     lines = [
-        f"## {title}\n",
+        f"{title}\n",
         "`python benchmarks/step.py`: beside the same step of a loop written by hand with accelerate, in turns in one "
         "process.\nRatios of times, medians and quartiles; `most` is what was asked for.\n",
         f"{origins(found['cases'])}.\n",
@@ -139,20 +144,23 @@ def accuracy() -> str:
         if job.asked is None and job.published is None:
             continue
         path = RESULTS / f"accuracy-{name}.json"
-        ours = origin = NOT_MEASURED
+        ours, seconds, origin = NOT_MEASURED, "", ""
         if path.exists():
             found = read(f"accuracy-{name}")
             low, high = found["eval/top1 range"]
-            ours = f"{found['eval/top1 mean']:.2f} ({low:.2f}-{high:.2f}, {len(found['runs'])} seeds)"
+            ours = f"{found['eval/top1 mean']:.2f} ({low:.2f}-{high:.2f})"
+            ours += f", {len(found['runs'])} seeds" if len(found["runs"]) > 1 else ", one seed"
+            seconds = f"{statistics.mean(run['wall_s'] for run in found['runs']):.0f}"
             origin = f"{found['commit']}, {found['machine'].get('gpu', found['machine']['processor'])}"
         published = f"{job.published[0]:.2f}, {job.published[1]}" if job.published else "none"
         asked = "" if job.asked is None else f"{job.asked:.2f}"
-        rows.append(f"`{name}` | {published} | {asked} | {ours} | {origin}")
+        rows.append(f"`{name}` | {published} | {asked} | {ours} | {seconds} | {origin}")
     lines = [
         "## Accuracy\n",
         "`python benchmarks/accuracy.py NAME`; settings are in the configuration that `JOBS` there names, and in the "
-        "results. Top-1 in\npercent on the test images, looked at once, of the last step; mean, range and seeds.\n",
-        *table("job | best published | asked | measured | commit, machine", rows),
+        "results. Top-1 in\npercent on the test images, looked at once, of the last step; mean, range and seeds. Jobs "
+        "with `short` in their names are\nthe same with fewer epochs, as two CPU cores can do them.\n",
+        *table("job | best published | asked | measured | seconds a run | commit, machine", rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -187,16 +195,31 @@ def gpu() -> str:
     if (RESULTS / "update_gpu.json").exists():
         parts.append(update(read("update_gpu"), "An update on a GPU", " --device cuda"))
     if (RESULTS / "step_gpu.json").exists():
-        parts.append(step(read("step_gpu"), "A training step on a GPU"))
-    for name, column, shown in (("topologies", "ways", ("passed", "said")), ("two_four", "layers", None)):
-        if (RESULTS / f"{name}.json").exists():
-            found = read(name)
-            rows = [
-                f"{way} | {', '.join(f'{key} {cell(one[key])}' for key in shown or one)}"
-                for way, one in found[column].items()
-            ]
-            place = origins(found[column]) if shown else where(found)
-            parts += [f"`python benchmarks/{name}.py`, {place}:\n", *table("what | figures", rows), ""]
+        parts.append(step(read("step_gpu"), "### A training step on a GPU"))
+    if (RESULTS / "topologies.json").exists():
+        ways = read("topologies")["ways"]
+        rows = [
+            f"{way} | {'passed' if one['passed'] else 'failed'} | {one['at_once']} | {cell(one['said'])}"
+            for way, one in ways.items()
+        ]
+        parts += [
+            "### Ways of a GPU\n",
+            "`python benchmarks/topologies.py`: short runs of the main job, so many of them at once on one GPU, which "
+            "therefore say\nlittle of speed.\n",
+            f"{origins(ways)}.\n", *table("way | outcome | at once | figures", rows), "",
+        ]  # fmt: skip
+    if (RESULTS / "two_four.json").exists():
+        found = read("two_four")
+        rows = [
+            f"{layer} | {one['dense_ms']:.3f} | {cell(one['cusparselt'])} | {cell(one['cutlass'])}"
+            for layer, one in found["layers"].items()
+        ]
+        parts += [
+            "### 2:4\n",
+            "`python benchmarks/two_four.py`: linear layers in half precision, by kernels for 2:4 weights; each is "
+            "one call from Python.\n",
+            f"{where(found)}.\n", *table("layer | dense, ms | cuSPARSELt is faster by | CUTLASS", rows), "",
+        ]  # fmt: skip
     return "\n".join(parts if len(parts) > 1 else [*parts, f"{NOT_MEASURED.capitalize()}.\n"])
 
 

@@ -6,8 +6,8 @@
 Each prunes ResNet-20 on CIFAR-10 (tensors, see `tensors.py`) to 90 % and is launched by accelerate: NCCL (on a CPU
 gloo) in all but one, bf16, fp16 with its scaler, torch.compile, fused optimizers. A run passes that ends with exactly
 as many zeros as asked for, counted anew in its files. Samples a second are those of a GPU that is shared by as many
-runs as go on at once. `FSDP2`, which the main job takes from two processes on, is a
-loop of its own with one shard, which passes where its masks are those of the model unsharded.
+runs as go on at once. `FSDP2`, which the main job takes from two processes on, is a loop of its own with one shard,
+which passes where its masks are those of the model unsharded.
 """
 
 from __future__ import annotations
