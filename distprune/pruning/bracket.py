@@ -58,8 +58,8 @@ class _Inside:
         """Of pieces, which are taken from their lists, since an update's memory is counted.
 
         Args:
-            keys, places: in the order of tensors.
-            sizes: how many there are of each tensor.
+            keys, places: one tensor's after the other's.
+            sizes: number of the tensor -> how many there are of it, in the order of the pieces.
             device: of what lies in the bracket, were it nothing.
         """
         ends = accumulate(sizes.values())
@@ -130,7 +130,8 @@ class MagnitudeSearch(Search):
     def _between(self, k: int, low: int, high: int) -> Threshold | None:
         """The threshold, if it lies in the bracket. Two collectives at most, and those that part what ties."""
         keys, places, counts, useless = self._look(low, high)
-        inside = _Inside.of(keys, places, dict(enumerate(counts[1].tolist())), self.device)
+        found = counts[1].tolist()
+        inside = _Inside.of(keys, places, {number: found[number] for number, _, _ in self._pieces}, self.device)
         # Bins as they are in a search of all keys, so that all ways to a threshold give the same.
         first, bins = low >> SHIFT, (high - 1 >> SHIFT) - (low >> SHIFT) + 1
         histogram = torch.bincount((inside.keys >> SHIFT) - first, minlength=bins)
