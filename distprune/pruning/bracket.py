@@ -129,9 +129,7 @@ class MagnitudeSearch(Search):
 
     def _between(self, k: int, low: int, high: int) -> Threshold | None:
         """The threshold, if it lies in the bracket. Two collectives at most, and those that part what ties."""
-        keys, places, counts, useless = self._look(low, high)
-        found = counts[1].tolist()
-        inside = _Inside.of(keys, places, {number: found[number] for number, _, _ in self._pieces}, self.device)
+        inside, counts, useless = self._look(low, high)
         # Bins as they are in a search of all keys, so that all ways to a threshold give the same.
         first, bins = low >> SHIFT, (high - 1 >> SHIFT) - (low >> SHIFT) + 1
         histogram = torch.bincount((inside.keys >> SHIFT) - first, minlength=bins)
@@ -163,10 +161,9 @@ class MagnitudeSearch(Search):
 
         return Threshold(start + kth.key, self._first_of_ties([kth], [kth.rank], tied)[0])
 
-    def _look(self, low: int, high: int) -> tuple[list[Tensor], list[Tensor], Tensor, bool]:
-        """Look at this rank's share once: keys and places of what lies in the bracket, in pieces; how many of each
-        tensor lie below it, and in it (int64, 2 x tensors); and whether that is of no use, since a weight is not finite
-        or too many lie there."""
+    def _look(self, low: int, high: int) -> tuple[_Inside, Tensor, bool]:
+        """Look at this rank's share once: what lies in the bracket; how many of each tensor lie below it, and in it
+        (int64, 2 x tensors); and whether that is of no use, since a weight is not finite or too many lie there."""
         counts = torch.zeros(2, len(self.tensors), dtype=torch.int64, device=self.device)
         keys, places, sizes, totals = list[Tensor](), list[Tensor](), dict[int, int](), list[Tensor]()
         looked_at, below = list[tuple[int, int]](), list[Tensor]()
@@ -200,7 +197,7 @@ class MagnitudeSearch(Search):
         for number, size in sizes.items():
             counts[1, number] = size
         finite = all(torch.stack(totals).isfinite().tolist()) if totals else True
-        return keys, places, counts, not finite or room < 0
+        return _Inside.of(keys, places, sizes, self.device), counts, not finite or room < 0
 
     def _equal(self, inside: _Inside, key: int) -> Iterator[Tensor]:
         """The global indices of the weights in this rank's share that have this key."""

@@ -187,10 +187,11 @@ def test_killed_before_and_after_it_shrinks_a_run_goes_on_to_the_same_bytes(tmp_
 
 @pytest.mark.slow
 def test_shards_are_cut_when_they_are_saved(capsys, start):
-    code, output = start(2, "run.dir=run", *CHANNELS, launcher="fsdp2")
+    # The budget is met as closely as whole channels allow, and half the costliest of this width is 2.8 % of all MACs.
+    code, output = start(2, "run.dir=run", *CHANNELS, "model.args={width: 16}", launcher="fsdp2")
     assert code == 0, output
     summary = read_json("run/summary.json")
-    assert summary["prune/sparsity"] == pytest.approx(0.5, abs=0.05)  # a channel of so small a net costs much
+    assert summary["prune/sparsity"] == pytest.approx(0.5, abs=0.03)
     again = evaluated(capsys)
     assert again["params/total"] == summary["params/total"] < summary["params/dense"]
     assert again["eval/top1"] == summary["eval/top1"]
