@@ -8,9 +8,10 @@ wrong all weights are looked at, as in any other search; the outcome is the same
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,16 +19,17 @@ from torch import Tensor
 from distprune.pruning import masks as mask_ops
 from distprune.pruning.limits import Limits
 from distprune.pruning.radix import Kth, digit_widths, kth_smallest
+from distprune.pruning.rows import ROW, Rows, count, sum_words, takes_many
 from distprune.pruning.scores import SINGLE
-from distprune.pruning.shards import at_once, chunks, flat
+from distprune.pruning.shards import chunks, flat
 from distprune.pruning.threshold import Search, Threshold
 
 SMALL = 1 << 20
 """Of fewer weights all are looked at."""
 ON_CPU = 1 << 19
 """Weights that a CPU looks at at once: a look is two dozen calls, which cost more than a cache that is further away."""
-RUN, STRIDE = 16, 1024
-"""Of so many weights in a row the first of so many are in the sample: whole lines of a cache, spread evenly."""
+RUN = 16
+"""So many weights, the first of each row, are in the sample: whole lines of a cache, spread evenly."""
 SAMPLE_BITS = digit_widths(SINGLE.bits)[0]
 SHIFT = SINGLE.bits - SAMPLE_BITS
 FEW = 32
@@ -41,35 +43,15 @@ neighbours in memory are alike, so that a sample of runs is worth a part of its 
 
 @dataclass(frozen=True)
 class _Inside:
-    """What lies in the bracket, of all tensors one after the other.
+    """What lies in the bracket.
 
     Attributes:
         keys: int32, 1-D.
-        places: of the same in their tensors, in memory order (int32).
-        stretches: (number of the tensor, begin, end) of each.
+        places: of the same in all rows, laid end to end; ascending.
     """
 
     keys: Tensor
     places: Tensor
-    stretches: list[tuple[int, int, int]]
-
-    @staticmethod
-    def of(keys: list[Tensor], places: list[Tensor], sizes: Mapping[int, int], device: torch.device) -> _Inside:
-        """Of pieces, which are taken from their lists, since an update's memory is counted.
-
-        Args:
-            keys, places: one tensor's after the other's.
-            sizes: number of the tensor -> how many there are of it, in the order of the pieces.
-            device: of what lies in the bracket, were it nothing.
-        """
-        ends = accumulate(sizes.values())
-        stretches = [(number, end - size, end) for (number, size), end in zip(sizes.items(), ends, strict=True)]
-        nothing = torch.zeros(0, dtype=torch.int32, device=device)
-        all_keys = torch.cat([nothing, *keys])
-        keys.clear()
-        all_places = torch.cat([nothing, *places])
-        places.clear()
-        return _Inside(all_keys, all_places, stretches)
 
 
 class MagnitudeSearch(Search):
@@ -77,6 +59,14 @@ class MagnitudeSearch(Search):
     pruned may be anything here."""
 
     _found: Threshold | None = None
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows(self._pieces, self.device, ON_CPU)
+
+    @cached_property
+    def _weights(self) -> list[Tensor]:
+        return [flat(tensor.local) for tensor in self.tensors]
 
     def keys(self, number: int, begin: int, end: int) -> Tensor:
         return super().keys(number, begin, end) * self._masks[number][begin:end]
@@ -101,21 +91,25 @@ class MagnitudeSearch(Search):
             return
         # What has the key of the threshold itself stays whole or goes whole.
         most = _value(threshold.key - (tensor.end <= threshold.index))
-        for begin, end in chunks(0, len(weight), at_once(self.device, ON_CPU)):
+        if takes_many(self.device):
+            torch.ops.aten.hardshrink.out(weight, most, out=weight)
+            mask_ops.apply(mask.logical_and_(weight), weight)
+            return
+        for begin, end in chunks(0, len(weight), ON_CPU):
             torch.ops.aten.hardshrink.out(weight[begin:end], most, out=weight[begin:end])
             keep, kept = weight[begin:end].bool(), mask[begin:end]
             kept &= keep
-            if keep.device.type != "cpu" or not _equal(kept, keep):  # a pruned weight was not 0
+            if not _equal(kept, keep):  # a pruned weight was not 0
                 mask_ops.apply(kept, weight[begin:end])
 
     def _bracket(self, k: int) -> tuple[int, int]:
         """Keys between which the key of the k-th smallest very likely lies: from the first to below the second. One
         collective."""
-        weights, masks = [torch.zeros(0, device=self.device)], [torch.zeros(0, dtype=torch.bool, device=self.device)]
-        for number, start, stop in self._pieces:
-            weights.append(_sample(flat(self.tensors[number].local)[start:stop]))
-            masks.append(_sample(self._masks[number][start:stop]))
-        keys = SINGLE.keys(torch.cat(weights).abs_()) * torch.cat(masks)
+        weights, masks = (
+            _sample([memory[0][:0], *(memory[number][start:stop] for number, start, stop in self._pieces)])
+            for memory in (self._weights, self._masks)
+        )
+        keys = SINGLE.keys(weights.abs_()) * masks
         histogram = torch.bincount(keys >> SHIFT, minlength=1 << SAMPLE_BITS).to(self._counts_dtype)
         self.ranks.sum(histogram)
         histogram[0] = 0  # how many are pruned is known
@@ -164,55 +158,78 @@ class MagnitudeSearch(Search):
     def _look(self, low: int, high: int) -> tuple[_Inside, Tensor, bool]:
         """Look at this rank's share once: what lies in the bracket; how many of each tensor lie below it, and in it
         (int64, 2 x tensors); and whether that is of no use, since a weight is not finite or too many lie there."""
-        counts = torch.zeros(2, len(self.tensors), dtype=torch.int64, device=self.device)
-        keys, places, sizes, totals = list[Tensor](), list[Tensor](), dict[int, int](), list[Tensor]()
-        looked_at, below = list[tuple[int, int]](), list[Tensor]()
-        longest = max((stop - start for _, start, stop in self._pieces), default=0)
-        chunk = min(at_once(self.device, ON_CPU), longest // 8 * 8 + 8)  # words of eight bools begin where rows do
-        floats = torch.empty(chunk, device=self.device)
-        bools = torch.empty(2, chunk, dtype=torch.bool, device=self.device)
+        rows = self._rows
+        words, totals = list[Tensor](), list[Tensor]()
+        nothing = torch.zeros(0, dtype=torch.int32, device=self.device)
+        keys, places = [nothing], [nothing]
+        bools = torch.empty(2, rows.longest, dtype=torch.bool, device=self.device)
+        floats = torch.empty(rows.longest, device=self.device)
         least, most = _value(max(low - 1, 0)), _value(high - 1)
         room = sum(t.numel for t in self.tensors) // MOST_INSIDE
-        for number, start, stop in self._pieces:
-            weight, mask = flat(self.tensors[number].local), self._masks[number]
-            for begin, end in chunks(start, stop, chunk):
-                if room < 0:
-                    keys.clear()
-                    places.clear()
-                    break
-                size, kept = end - begin, mask[begin:end]
-                left = torch.abs(weight[begin:end], out=floats[:size])
-                reaches = bools[0, :size].copy_(torch.threshold_(left, least, 0.0) if low else kept).bitwise_and_(kept)
-                torch.threshold_(left, most, 0.0)
-                totals.append(left.sum())
-                looked_at.append((number, size))
-                below.append(mask_ops.count(reaches))
-                found = _places(bools[1, :size].copy_(left).bitwise_and_(kept).bitwise_xor_(reaches))
-                sizes[number] = sizes.get(number, 0) + len(found)
-                keys.append(SINGLE.keys(weight[begin:end][found].abs_()))
-                places.append(found.add_(begin).int())
-                room -= len(found)
-        for (number, size), others in zip(looked_at, torch.stack(below).tolist() if below else (), strict=True):
-            counts[0, number] += size - others
-        for number, size in sizes.items():
-            counts[1, number] = size
+        fits = ROW * rows.total < 2**31
+        for batch in rows.batches:
+            weight, kept = batch.of(self._weights), batch.of(self._masks)
+            left = torch.abs(weight, out=floats[: len(weight)])
+            reaches, marks = bools[:, : len(weight)]
+            reaches.copy_(torch.threshold_(left, least, 0.0) if low else kept).bitwise_and_(kept)
+            words.append(sum_words(reaches))
+            torch.threshold_(left, most, 0.0)
+            totals.append(left.sum())
+            found = _places(marks.copy_(left).bitwise_and_(kept).bitwise_xor_(reaches))
+            keys.append(SINGLE.keys(weight[found].abs_()))
+            places.append(found.add_(ROW * batch.first).to(torch.int32 if fits else torch.int64))
+            if (room := room - len(found)) < 0:
+                counts = torch.zeros(2, len(self.tensors), dtype=torch.int64, device=self.device)
+                return _Inside(nothing, nothing), counts, True
+        inside = _Inside(_joined(keys), _joined(places))
         finite = all(torch.stack(totals).isfinite().tolist()) if totals else True
-        return _Inside.of(keys, places, sizes, self.device), counts, not finite or room < 0
+        return inside, self._counts(words, inside), not finite
+
+    def _counts(self, words: list[Tensor], inside: _Inside) -> Tensor:
+        """How many of each tensor lie below the bracket, and in it, of this rank's share.
+
+        Args:
+            words: sums of the words of whether a weight is not below, of each batch.
+            inside: what lies in the bracket.
+        """
+        sizes = [0] * len(self.tensors)
+        for number, start, stop in self._pieces:
+            sizes[number] = stop - start
+        below = torch.tensor(sizes, device=self.device)
+        found = torch.zeros_like(below)
+        if words:
+            below -= self._rows.add_up(count(torch.cat(words)), len(sizes))
+            # How many places are before each stretch; then behind it.
+            before = torch.searchsorted(inside.places, self._rows.starts.to(inside.places.dtype))
+            of_each = before.diff(append=before.new_tensor([len(inside.places)]))
+            found.index_add_(0, self._rows.numbers, of_each)
+        return torch.stack([below, found])
 
     def _equal(self, inside: _Inside, key: int) -> Iterator[Tensor]:
         """The global indices of the weights in this rank's share that have this key."""
-        equal = inside.keys == key
-        for number, begin, end in inside.stretches:
-            places = inside.places[begin:end][equal[begin:end]]
-            if len(places):
-                yield self.tensors[number].indices_at(places.long())
+        places = inside.places[inside.keys == key].long()
+        bounds = pairwise([*torch.searchsorted(places, self._rows.starts).tolist(), len(places)])
+        starts = self._rows.starts.tolist()
+        for (number, first, _), start, (begin, end) in zip(self._rows.stretches, starts, bounds, strict=True):
+            if begin < end:
+                yield self.tensors[number].indices_at(places[begin:end].sub_(start - first))
 
 
-def _sample(values: Tensor) -> Tensor:
-    """One in 64 of them: the first of each stretch."""
-    whole = len(values) // STRIDE * STRIDE
-    rest = values[whole : whole + (len(values) - whole) * RUN // STRIDE]
-    return torch.cat([values[:whole].view(-1, STRIDE)[:, :RUN].flatten(), rest])
+def _sample(stretches: Sequence[Tensor]) -> Tensor:
+    """One in 64 of their elements: the first of each row, and so many of what is left of the last."""
+    whole, rest = list[Tensor](), list[Tensor]()
+    for stretch in stretches:
+        end = len(stretch) // ROW * ROW
+        whole.append(stretch[:end].view(-1, ROW)[:, :RUN])
+        rest.append(stretch[end : end + (len(stretch) - end) * RUN // ROW])
+    return torch.cat([torch.cat(whole).flatten(), *rest])
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """Pieces one after the other, taken from their list, since an update's memory is counted."""
+    joined = torch.cat(pieces)
+    pieces.clear()
+    return joined
 
 
 def _value(key: int) -> float:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from distprune.pruning import masks as mask_ops
 from distprune.pruning.agreement import Copies, MaskMismatchError
 from distprune.pruning.collectives import Ranks
+from distprune.pruning.fingerprints import combine, digest, tally
 from distprune.pruning.prunable import Prunable
 from distprune.pruning.schedule import Schedule
 from distprune.pruning.scorer import Scorer
@@ -157,15 +158,13 @@ class MaskHolder(ABC):
     def mask_gradients(self) -> None:
         """Set gradients at pruned places to 0. Runs by itself before each optimizer step; call it before clipping."""
         if self.zeros:
-            for tensor in self.tensors:
-                if tensor.weight.grad is not None:
-                    mask_ops.apply(self.masks[tensor.name], local(tensor.weight.grad))
+            found = [(self.masks[t.name], local(t.weight.grad)) for t in self.tensors if t.weight.grad is not None]
+            mask_ops.apply_all([mask for mask, _ in found], [gradient for _, gradient in found])
 
     def mask_weights(self) -> None:
         """Set weights at pruned places to 0. Runs after each optimizer step; call it after loading weights."""
         if self.zeros:
-            for tensor in self.tensors:
-                mask_ops.apply(self.masks[tensor.name], tensor.local)
+            mask_ops.apply_all([self.masks[t.name] for t in self.tensors], [t.local for t in self.tensors])
 
     def verify(self) -> None:
         """Count zeros and fingerprint the masks over all ranks, and compare those of ranks that hold the same part.
@@ -196,19 +195,15 @@ class MaskHolder(ABC):
     def _update(self, step: int) -> PruneReport:
         """Prune as much as the schedule asks for at `step`."""
 
-    def _tallies(self) -> tuple[Tensor, Tensor]:
-        """How many weights the masks on this rank keep of each tensor, and checksums of them."""
-        kept, checksums = torch.stack([mask_ops.tally(self.masks[t.name]) for t in self.tensors]).unbind(1)
-        return kept, checksums
-
     def _changed(self) -> Tensor:
         """Which masks on this rank are not as they were when last verified (int64, 1 or 0 for each tensor)."""
-        _, now = self._tallies()
+        _, now = tally(list(self.masks.values()))
         return torch.zeros_like(now) if self._verified is None else (now != self._verified).long()
 
     def _verify(self, changed: Tensor) -> None:
-        prints = torch.stack([mask_ops.digest(self.masks[t.name], t.part) for t in self.tensors])
-        kept, checksums = self._tallies()
+        masks = list(self.masks.values())
+        prints = digest(masks, [t.part for t in self.tensors])
+        kept, checksums = tally(masks)
         digests, (kept, changed_anywhere), differs = self._copies.add_up(prints, self._copies.first(kept), changed)
         when = f"at step {self._steps_done}"
         if changed_anywhere.any():
@@ -217,7 +212,7 @@ class MaskHolder(ABC):
             raise MaskMismatchError(f"masks differ between ranks {when}: {self._copies.who_differs(prints, differs)}")
         self._kept = {t.name: count for t, count in zip(self.tensors, kept.tolist(), strict=True)}
         self.zeros = self.weights - sum(self._kept.values())
-        self.mask_digest = mask_ops.combine(dict(zip(self._kept, digests.tolist(), strict=True)))
+        self.mask_digest = combine(dict(zip(self._kept, digests.tolist(), strict=True)))
         self._verified = checksums
 
     def _check_optimizer(self) -> None:
@@ -261,10 +256,13 @@ class MaskHolder(ABC):
             self._steps_done += 1
 
     def _mask_optimizer_state(self) -> None:
+        masks, states = list[Tensor](), list[Tensor]()
         for tensor in self.tensors:
             for value in self._optimizer.state.get(tensor.weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == tensor.weight.shape and value.is_floating_point():
-                    mask_ops.apply(self.masks[tensor.name], local(value))
+                    masks.append(self.masks[tensor.name])
+                    states.append(local(value))
+        mask_ops.apply_all(masks, states)
 
     def _layer(self, tensor: Prunable) -> LayerSparsity:
         zeros = tensor.numel - self._kept[tensor.name]

@@ -30,8 +30,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def flat(tensor: Tensor) -> Tensor:
     """All elements of a local tensor in memory order as a 1-D view, whatever the memory format."""
-    by_stride = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    memory = tensor.permute(by_stride).view(-1)
+    by_stride = () if tensor.is_contiguous() else sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    memory = (tensor.permute(by_stride) if by_stride else tensor).view(-1)
     # Where there is no next element any stride may be left, with which it could not be viewed as another type.
     return memory if len(memory) > 1 else memory.as_strided(memory.shape, (1,))
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from distprune.pruning import NonFiniteError, Pruner, bracket
+from distprune.pruning import NonFiniteError, Pruner, bracket, rows
+from distprune.pruning import masks as mask_ops
 from distprune.pruning.bracket import MagnitudeSearch
 from distprune.pruning.threshold import Search
 
@@ -37,9 +38,10 @@ class Net(nn.Module):
             self.to(memory_format=torch.channels_last)
 
 
-@pytest.fixture
-def found(monkeypatch):
-    """Whether the bracket held the threshold, of each search; brackets are taken of the smallest models too."""
+@pytest.fixture(params=[False, True], ids=["one by one", "many at once"])
+def found(monkeypatch, request):
+    """Whether the bracket held the threshold, of each search; brackets are taken of the smallest models too. Tensors
+    are looked at as on a CPU, and as on a GPU."""
     outcomes = []
     between = MagnitudeSearch._between
 
@@ -50,6 +52,9 @@ def found(monkeypatch):
     monkeypatch.setattr(MagnitudeSearch, "_between", noted)
     monkeypatch.setattr(bracket, "SMALL", 0)
     monkeypatch.setattr(bracket, "MOST_INSIDE", 1)
+    for module in (rows, mask_ops, bracket):
+        monkeypatch.setattr(module, "takes_many", lambda device: request.param)
+    monkeypatch.setattr(rows, "LEAST_ROWS", 7)
     return outcomes
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from distprune.pruning import masks
+from distprune.pruning import fingerprints, masks, rows
 from distprune.pruning.collectives import Ranks
 from distprune.pruning.shards import CHUNK, Part
 
@@ -21,7 +21,7 @@ def numpy_bits(mask: torch.Tensor) -> torch.Tensor:
 
 def digest(mask: torch.Tensor) -> int:
     """The fingerprint of a mask that is whole."""
-    return int(masks.digest(mask, Part.of(mask, Ranks())))
+    return int(fingerprints.digest([mask], [Part.of(mask, Ranks())]))
 
 
 def test_first_element_of_a_row_is_the_lowest_bit_of_its_first_byte():
@@ -112,18 +112,50 @@ def test_digest_changes_when_two_bits_swap_places():
 @pytest.mark.parametrize("size", [0, 1, 7, 1023, 1024, 1025, 10_000])
 def test_a_tally_counts_and_changes_with_any_single_bit(size, kept):
     mask = torch.rand(size) < kept
-    count, checksum = masks.tally(mask).tolist()
-    assert count == masks.count(mask) == mask.count_nonzero()
+    (count,), (checksum,) = fingerprints.tally([mask]).tolist()
+    assert count == mask.count_nonzero()
     for place in {0, size // 2, size - 1} & set(range(size)):
         mask[place] ^= True
-        assert masks.tally(mask)[1] != checksum
+        assert fingerprints.tally([mask])[1] != checksum
         mask[place] ^= True
+
+
+@pytest.mark.parametrize("least_rows", [1, 7, 1024])
+def test_many_masks_at_once_have_the_digests_and_counts_of_each_alone(least_rows, monkeypatch):
+    shapes = [(5,), (3, 8), (64, 16, 3, 3), (0, 3), (2, CHUNK + 9), (), (130, 512), (64, 3, 7, 7)]
+    many = [torch.rand(shape) < 0.4 for shape in shapes]
+    many.append((torch.rand(8, 16, 3, 3) < 0.5).to(memory_format=torch.channels_last))
+    many.append(torch.rand(40, 1024)[3:20] < 0.5)
+    parts = [Part.of(mask, Ranks()) for mask in many[:-1]]
+    parts.append(Part((40, 1024), (3, 0), (17, 1024), 2, 0, None))
+    many.append(torch.rand(20, 7) < 0.5)
+    parts.append(Part((40, 24), (3, 2), (20, 7), 6, 0, None))
+    digests = torch.cat([fingerprints.digest([mask], [part]) for mask, part in zip(many, parts, strict=True)])
+    tallies = torch.cat([fingerprints.tally([mask]) for mask in many], 1)
+    monkeypatch.setattr(rows, "takes_many", lambda device: True)
+    monkeypatch.setattr(rows, "LEAST_ROWS", least_rows)
+    assert torch.equal(fingerprints.digest(many, parts), digests)
+    assert torch.equal(fingerprints.tally(many), tallies)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_all_at_once_are_masked_as_one_by_one(dtype, monkeypatch):
+    many = [torch.randn(shape).to(dtype) for shape in [(5, 3), (), (8, 4, 3, 3)]]
+    many[2] = many[2].to(memory_format=torch.channels_last)
+    ones = [torch.rand(tensor.shape) < 0.5 for tensor in many]
+    expected = [torch.where(mask, tensor, 0.0) for mask, tensor in zip(ones, many, strict=True)]
+    monkeypatch.setattr(masks, "takes_many", lambda device: True)
+    masks.apply_all(ones, many)
+    assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(many, expected, strict=True))
 
 
 def test_combined_digest_knows_names_but_no_order():
-    one = masks.combine({"a": 1, "b": 2})
-    assert one == masks.combine({"b": 2, "a": 1})
-    assert len({one, masks.combine({"a": 2, "b": 1}), masks.combine({"a": 1}), masks.combine({"a": 1, "c": 2})}) == 4
+    def combined(**digests):
+        return fingerprints.combine(digests)
+
+    one = combined(a=1, b=2)
+    assert one == combined(b=2, a=1)
+    assert len({one, combined(a=2, b=1), combined(a=1), combined(a=1, c=2)}) == 4
     assert len(one) == 16
     assert int(one, 16) >= 0
 
