@@ -213,7 +213,7 @@ class Train(Section):
     """Largest gradient norm, counted after masking."""
     label_smoothing: Fraction = 0.0
     """Label smoothing of the cross-entropy."""
-    gradients: Literal["dense", "packed", "auto"] = "dense"
+    gradients: Literal["dense", "packed", "auto"] = "auto"
     """How replicas (DDP) exchange gradients: all of them, without those of pruned weights, or as measuring chooses."""
     on_nonfinite: Literal["error", "skip_step"] = "error"
     """A loss that is NaN or infinite ends the run; or the step is left out on all ranks, at a wait per step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -76,6 +76,28 @@ def make_accelerator(config: Config) -> Accelerator:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether the launcher asked for FSDP2 (or HSDP, which is FSDP2 on a mesh of two dimensions)."""
     return bool(accelerator.is_fsdp2)
+
+
+def gradient_exchange(config: Config, accelerator: Accelerator) -> Literal["dense", "packed", "auto"]:
+    """`train.gradients`; `auto` is dense where nothing is to be measured.
+
+    That is so for shards, on GPUs (see `GradientSync`), and where more than two ranks are on one host: little is won
+    within it, and the clock should not decide in which order more than two numbers are added up.
+
+    Raises:
+        ConfigError: gradients of shards are to be packed.
+    """
+    asked = config.train.gradients
+    if asked == "packed" and is_sharded(accelerator):
+        raise ConfigError(
+            "train.gradients: packed is for replicas, which hold all gradients, and FSDP shards them; leave it out, or "
+            "launch with launch/multi_gpu.yaml"
+        )
+    ranks = accelerator.num_processes
+    on_one_host = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == ranks
+    if asked == "auto" and (is_sharded(accelerator) or accelerator.device.type != "cpu" or (ranks > 2 and on_one_host)):
+        return "dense"
+    return asked
 
 
 def wrap(model: nn.Module, optimizer: Optimizer, accelerator: Accelerator) -> tuple[nn.Module, AcceleratedOptimizer]:

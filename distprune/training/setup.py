@@ -28,7 +28,15 @@ from distprune.tracking import Trackers, read_histograms
 from distprune.tracking.logs import logger
 from distprune.training.checkpoint import CheckpointError, Checkpoints
 from distprune.training.checks import check_fit, check_teacher, fit_to_texts, rehearse
-from distprune.training.devices import is_sharded, limit_waiting, shard, shard_beside, side_group, wrap
+from distprune.training.devices import (
+    gradient_exchange,
+    is_sharded,
+    limit_waiting,
+    shard,
+    shard_beside,
+    side_group,
+    wrap,
+)
 from distprune.training.features import FeatureLoss, Projections, Taps, feature_widths, student_taps, teacher_taps
 from distprune.training.held_out import HeldOut, open_split
 from distprune.training.histograms import Histograms
@@ -307,11 +315,7 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
             "distill.sharded: the teacher can be sharded only where the student is; launch with launch/fsdp2.yaml, or "
             "leave it out"
         )
-    if config.train.gradients != "dense" and is_sharded(accelerator):
-        raise ConfigError(
-            f"train.gradients: {config.train.gradients} is for replicas, which hold all gradients, and FSDP shards "
-            "them; leave it out, or launch with launch/multi_gpu.yaml"
-        )
+    exchange = gradient_exchange(config, accelerator)
     bare = make_model(config, train)
     if not is_sharded(accelerator):  # else every rank's part is moved alone
         place(bare, config, accelerator.device)
@@ -329,8 +333,8 @@ def make_job(config: Config, folder: RunFolder, accelerator: Accelerator) -> Job
         student.prepare()
     dense.remove()
     pruner = make_pruner(wrapped, optimizer, timetable.pruning.schedule, config, channels)
-    if config.train.gradients != "dense":
-        packed = True if config.train.gradients == "packed" else None
+    if exchange != "dense":
+        packed = True if exchange == "packed" else None
         student.sync_gradients(lambda wrapped: GradientSync(pruner, wrapped, packed))
     tasks = Tasks(config, student, taps, pruner, timetable.spans, train, accelerator, folder)
     tasks.rehearse(inputs, outputs, len(labels), dense, optimizer.optimizer)

@@ -1,11 +1,16 @@
 """Runs on two ranks that do not send the gradients of pruned weights end with the bytes of those that send all."""
 
+import re
 import signal
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from tests.jobs import SHORT, read_json, read_rows
+from distprune.config import load_config
+from distprune.training.devices import gradient_exchange
+from tests.jobs import DIGITS, SHORT, read_json, read_rows
 from tests.training.runs import reached
 
 pytestmark = pytest.mark.slow
@@ -31,14 +36,33 @@ def test_the_outcome_is_that_of_sending_all(settings, tmp_path, start):
 
 
 def test_a_run_that_measures_goes_on_where_it_was_stopped(tmp_path, start):
-    job = ("run.dir=run", "train.gradients=auto", *SHORT)
+    job = ("run.dir=run", *SHORT)  # train.gradients is `auto`
     start(2, *job, send=signal.SIGKILL, once=reached(tmp_path / "run", 80), everyone=True)
     code, output = start(2, *job)
     assert code == 0, output
-    code, output = start(2, "run.dir=dense", *SHORT)
+    logged = (tmp_path / "run/logs/rank-00000.log").read_text(encoding="utf-8")
+    assert re.search(r"gradients take .* ms a step dense, .* ms packed: (dense|packed) from now on", logged)
+    code, output = start(2, "run.dir=dense", "train.gradients=dense", *SHORT)
     assert code == 0, output
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "dense"))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "on_a_host", "shards", "device", "exchange"),
+    [
+        (2, 2, False, "cpu", "auto"),
+        (2, 1, False, "cpu", "auto"),
+        (4, 2, False, "cpu", "auto"),
+        (3, 3, False, "cpu", "dense"),
+        (2, 1, True, "cpu", "dense"),
+        (2, 1, False, "cuda", "dense"),
+    ],
+)
+def test_what_auto_measures(ranks, on_a_host, shards, device, exchange, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_a_host))
+    accelerator = SimpleNamespace(num_processes=ranks, is_fsdp2=shards, device=torch.device(device))
+    assert gradient_exchange(load_config(DIGITS, []), accelerator) == exchange
 
 
 def test_shards_have_nothing_to_pack(start):
