@@ -1,4 +1,4 @@
-"""Allocations and scores on 2 and 4 ranks; the checks themselves are in `allocations.py`."""
+"""Allocations and scores on 2 and 3 ranks; the checks themselves are in `allocations.py`."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.distributed import allocations
 from tests.distributed.ranks import launch
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids="{} ranks".format)
+@pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
 def outcomes(request, tmp_path_factory) -> list[dict[str, str]]:
     """What each rank found, from one launch of all checks."""
     return launch(allocations.__file__, request.param, tmp_path_factory.mktemp("ranks"))

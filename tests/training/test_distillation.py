@@ -80,6 +80,7 @@ def test_projections_learn_the_same_on_any_number_of_ranks_and_shards(tmp_path, 
     assert shapes == [(50, 300), (50, 300)], "each rank of FSDP2 holds half of the rows"
 
 
+@pytest.mark.soak
 def test_a_sharded_run_is_stopped_and_goes_on_to_the_same_bytes(tmp_path, start):
     job = (*FEATURES, "phases.dense.epochs=4", "phases.prune.epochs=6", "phases.finetune.epochs=4")
     code, output = start(2, "run.dir=undisturbed", *job, launcher="fsdp2")

@@ -30,7 +30,7 @@ BLOCKS = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "job"),
-    [("cpu", MOVEMENT), ("fsdp2", TAYLOR), ("fsdp2", BLOCKS)],
+    [("cpu", MOVEMENT), ("fsdp2", TAYLOR), pytest.param("fsdp2", BLOCKS, marks=pytest.mark.soak)],
     ids=["movement, ddp", "taylor, fsdp2", "blocks, fsdp2"],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes_whatever_it_prunes_by(tmp_path, start, launcher, job):

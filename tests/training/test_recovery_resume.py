@@ -29,7 +29,7 @@ DENSE, ROUND = 220, 88
     [
         (0, "cpu", (*FINETUNE, "optimizer={name: adamw}", "phases.dense.lr=0.01", "prune.score=movement")),
         (2, "cpu", (*REWIND, "prune.rounds.recovery=rewind_weights", "checkpoint.background=true")),
-        (
+        pytest.param(
             2,
             "fsdp2",
             (
@@ -38,6 +38,7 @@ DENSE, ROUND = 220, 88
                 "distill.features=[{student: '8', teacher: '8'}]",
                 "prune.allocation=erk",
             ),
+            marks=pytest.mark.soak,
         ),
     ],
     ids=["one process", "ddp", "fsdp2"],

@@ -92,7 +92,9 @@ def test_next_tokens_are_foretold_and_counted_one_by_one(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "job"), [("cpu", language_model), ("fsdp2", classifier)])
+@pytest.mark.parametrize(
+    ("launcher", "job"), [("cpu", language_model), pytest.param("fsdp2", classifier, marks=pytest.mark.soak)]
+)
 def test_two_ranks_learn_the_same_and_go_on_to_the_same_bytes(tmp_path, environment, launcher, job):
     words = [*job(tmp_path), *LONG]
     text = (ROOT / "launch" / f"{launcher}.yaml").read_text(encoding="utf-8")

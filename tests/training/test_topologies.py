@@ -70,7 +70,12 @@ def check_damaged(folder):
     ("launcher", "processes", "overrides"),
     [
         ("fsdp2", 2, ["train.clip_norm=1.0", "train.accumulate=2", "checkpoint.background=true", "eval.every=70"]),
-        ("hsdp", 4, ["run.precision=bf16", "distill.sharded=true", "integrity.every=50", "train.accumulate=2"]),
+        pytest.param(
+            "hsdp",
+            4,
+            ["run.precision=bf16", "distill.sharded=true", "integrity.every=50", "train.accumulate=2"],
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_a_sharded_run_is_stopped_and_goes_on_to_the_same_bytes(tmp_path, start, launcher, processes, overrides):
