@@ -181,6 +181,7 @@ class MagnitudeSearch(Search):
             if (room := room - len(found)) < 0:
                 counts = torch.zeros(2, len(self.tensors), dtype=torch.int64, device=self.device)
                 return _Inside(nothing, nothing), counts, True
+            del weight, kept, found  # before the next are made
         inside = _Inside(_joined(keys), _joined(places))
         finite = all(torch.stack(totals).isfinite().tolist()) if totals else True
         return inside, self._counts(words, inside), not finite

@@ -20,15 +20,13 @@ from distprune.pruning.shards import CHUNK, Part, at_once, chunks, flat
 ROW_BYTES = ROW // 8
 FACTORS = CHUNK // ROW
 """Rows of factors, after which they repeat."""
-WHOLE = 1 << 40
-"""More elements than a tensor has."""
 
 
 def tally(masks: Sequence[Tensor]) -> Tensor:
     """How many elements each mask keeps, and a number that changes with any one bit of it (int64, shape [2, masks]).
     One pass at the speed of memory."""
     memory = [flat(mask) for mask in masks]
-    rows = Rows([(number, 0, len(mask)) for number, mask in enumerate(memory)], masks[0].device, WHOLE)
+    rows = Rows([(number, 0, len(mask)) for number, mask in enumerate(memory)], masks[0].device, CHUNK)
     words = torch.cat([_nothing(masks[0].device), *(sum_words(batch.of(memory)) for batch in rows.batches)])
     return rows.add_up(torch.stack([count(words), words]), len(masks))
 
@@ -55,6 +53,7 @@ def digest(masks: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
         else:
             factors = lower[places[batch.first : batch.first + len(values)] % FACTORS]
         sums.append(values.mul_(factors).sum(1))
+        del values, factors  # before the next are made
         done += len(batch.stretches)
     by_piece = rows.add_up(torch.cat(sums) * _higher(places // FACTORS), len(pieces))
     prints = torch.zeros(len(masks), dtype=torch.int64, device=device)
@@ -133,7 +132,7 @@ def _digest_of_columns(mask: Tensor, part: Part) -> Tensor:
     bools, (_, row_bytes) = flat(mask), packed_shape(torch.Size(part.whole))
     row_length = torch.Size(part.whole[1:]).numel()
     bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, -128], device=mask.device)
-    for begin, end in chunks(0, len(bools), CHUNK // 8):
+    for begin, end in chunks(0, len(bools), at_once(mask.device) // 8):
         index = part.indices(mask, begin, end)
         row, element = index // row_length, index % row_length
         position = row * row_bytes + element // 8

@@ -66,6 +66,7 @@ class GradientSync:
         self._tried_at = 1.0
         self._places: dict[tuple[int, ...], Tensor] = {}
         self._digest = ""
+        self._pruned = 0
         model.register_comm_hook(None, lambda _, bucket: self._exchange(bucket))
 
     def _exchange(self, bucket: GradBucket) -> Future[Tensor]:
@@ -73,7 +74,7 @@ class GradientSync:
         if bucket.index() == 0:
             self._begin()
         buffer, is_last = bucket.buffer(), bucket.is_last()
-        places = self._places_of(bucket) if self.is_packed and self._pruner.zeros else None
+        places = self._places_of(bucket) if self.is_packed and self._pruned else None
         if self._trial is not None and bucket.index() == 0:
             self._trial.began = time.perf_counter()
         # As DDP does it by itself: gradients times 1 / ranks are added up.
@@ -99,11 +100,12 @@ class GradientSync:
         """Look, before a step's first bucket, what to do with all of them."""
         if (digest := self._pruner.mask_digest) != self._digest:
             self._digest = digest
+            self._pruned = sum(layer.zeros for layer in self._pruner.layers().values())  # without what was removed
             self._places.clear()
         if self._is_settled:
             return
         if self._trial is None:
-            left = 1 - self._pruner.zeros / self._numel
+            left = 1 - self._pruned / self._numel
             if left > MOST_KEPT or (self._tried_at < 1 and left > AGAIN * self._tried_at):
                 return
             self._tried_at, self._trial = left, _Trial()

@@ -204,7 +204,9 @@ class MaskHolder(ABC):
         masks = list(self.masks.values())
         prints = digest(masks, [t.part for t in self.tensors])
         kept, checksums = tally(masks)
-        digests, (kept, changed_anywhere), differs = self._copies.add_up(prints, self._copies.first(kept), changed)
+        digests, (kept, changed_anywhere), differs = self._copies.add_up(
+            prints, self._copies.first(kept), changed.to(prints.device)
+        )
         when = f"at step {self._steps_done}"
         if changed_anywhere.any():
             raise MaskMismatchError(f"masks have changed between updates, found {when}: {self._copies.whose(changed)}")

@@ -32,7 +32,7 @@ def apply(mask: Tensor, tensor: Tensor) -> None:
 
 
 def apply_all(masks: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-    """The same of each tensor by its mask, in one call where they are not on a CPU."""
+    """The same of each tensor by its mask; where they are not on a CPU one call sees to all."""
     if tensors and takes_many(tensors[0].device):
         torch._foreach_mul_([t.detach().view(INT_OF_SIZE[t.element_size()]) for t in tensors], list(masks))
         return

@@ -18,8 +18,9 @@ from torch import Tensor
 ROW = 1024
 """Elements. What a stretch leaves of its last row is filled up with zeros."""
 BATCHES = 12
-"""So many batches at least on a GPU, so that a copy is a small part of all, where they have so many rows:"""
-LEAST_ROWS = 1 << 10
+"""So many batches at least on a GPU, so that a copy is a small part of all,"""
+LEAST_ROWS, MOST_ROWS = 1 << 10, 1 << 13
+"""but of no fewer rows than these, whose calls would cost more, and of no more, whose copies would take memory."""
 
 Stretch = tuple[int, int, int]
 """The number of a tensor, and from where to where it is, of its elements in memory order."""
@@ -75,7 +76,7 @@ class Rows:
         self._device = device
         together = takes_many(device)
         total = sum(rows_of(end - begin) for _, begin, end in stretches)
-        most = max(-(-total // BATCHES), LEAST_ROWS) if together else on_cpu // ROW
+        most = min(max(-(-total // BATCHES), LEAST_ROWS), MOST_ROWS) if together else on_cpu // ROW
         self.batches = list(_batched(stretches, most, together))
         """Of all stretches, which may be cut between rows."""
 

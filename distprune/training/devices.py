@@ -17,7 +17,7 @@ from accelerate import (
     PartialState,
 )
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType, ParallelismConfig
+from accelerate.utils import DistributedType, ParallelismConfig, gather_object
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -79,7 +79,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def gradient_exchange(config: Config, accelerator: Accelerator) -> Literal["dense", "packed", "auto"]:
-    """`train.gradients`; `auto` is dense where nothing is to be measured.
+    """`train.gradients`; `auto` is dense where nothing is to be measured. Called on all ranks.
 
     That is so for shards, on GPUs (see `GradientSync`), and where more than two ranks are on one host: little is won
     within it, and the clock should not decide in which order more than two numbers are added up.
@@ -93,9 +93,9 @@ def gradient_exchange(config: Config, accelerator: Accelerator) -> Literal["dens
             "train.gradients: packed is for replicas, which hold all gradients, and FSDP shards them; leave it out, or "
             "launch with launch/multi_gpu.yaml"
         )
-    ranks = accelerator.num_processes
-    on_one_host = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == ranks
-    if asked == "auto" and (is_sharded(accelerator) or accelerator.device.type != "cpu" or (ranks > 2 and on_one_host)):
+    if asked == "auto" and (is_sharded(accelerator) or accelerator.device.type != "cpu"):
+        return "dense"
+    if asked == "auto" and accelerator.num_processes > 2 and len(set(gather_object([host()]))) == 1:
         return "dense"
     return asked
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from distprune.config import load_config
-from distprune.training.devices import gradient_exchange
+from distprune.training import devices
 from tests.jobs import DIGITS, SHORT, read_json, read_rows
 from tests.training.runs import reached
 
@@ -49,20 +49,20 @@ def test_a_run_that_measures_goes_on_where_it_was_stopped(tmp_path, start):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "on_a_host", "shards", "device", "exchange"),
+    ("hosts", "shards", "device", "exchange"),
     [
-        (2, 2, False, "cpu", "auto"),
-        (2, 1, False, "cpu", "auto"),
-        (4, 2, False, "cpu", "auto"),
-        (3, 3, False, "cpu", "dense"),
-        (2, 1, True, "cpu", "dense"),
-        (2, 1, False, "cuda", "dense"),
+        ("aa", False, "cpu", "auto"),
+        ("ab", False, "cpu", "auto"),
+        ("aab", False, "cpu", "auto"),
+        ("aaa", False, "cpu", "dense"),
+        ("ab", True, "cpu", "dense"),
+        ("ab", False, "cuda", "dense"),
     ],
 )
-def test_what_auto_measures(ranks, on_a_host, shards, device, exchange, monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_a_host))
-    accelerator = SimpleNamespace(num_processes=ranks, is_fsdp2=shards, device=torch.device(device))
-    assert gradient_exchange(load_config(DIGITS, []), accelerator) == exchange
+def test_what_auto_measures(hosts, shards, device, exchange, monkeypatch):
+    monkeypatch.setattr(devices, "gather_object", lambda mine: list(hosts))
+    accelerator = SimpleNamespace(num_processes=len(hosts), is_fsdp2=shards, device=torch.device(device))
+    assert devices.gradient_exchange(load_config(DIGITS, []), accelerator) == exchange
 
 
 def test_shards_have_nothing_to_pack(start):
