@@ -1,5 +1,6 @@
 """A Slurm of two nodes on this machine: munge, slurmctld and two slurmd, for as long as the tests take."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -56,7 +57,7 @@ class Cluster:
         assert done.returncode == 0 or not check, (words, done.stderr)
         return done.stdout.strip()
 
-    def wait_until_idle(self, timeout=60):
+    def wait_until_idle(self, timeout=240):
         """Wait until both nodes are free."""
         deadline = time.monotonic() + timeout
         while (nodes := self.call("sinfo", "-h", "-o", "%D %T", check=False)) != "2 idle":
@@ -69,14 +70,14 @@ class Cluster:
         self.wait_until_idle()
         return self.call("sbatch", "--parsable", *words, cwd=folder)
 
-    def wait_for(self, condition, timeout=120):
+    def wait_for(self, condition, timeout=240):
         """Wait until `condition()`."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, self.call("squeue")
             time.sleep(0.1)
 
-    def wait_until_gone(self, number, timeout=180):
+    def wait_until_gone(self, number, timeout=360):
         """Wait until the queue holds nothing of a job."""
         self.wait_for(lambda: not self.call("squeue", "-h", f"--jobs={number}", check=False), timeout)
 
@@ -85,7 +86,7 @@ class Cluster:
         words = self.call("scontrol", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, number, condition, timeout=150):
+    def wait(self, number, condition, timeout=300):
         """Wait until `condition()`; a job that waits for its next start is let start at once."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -96,14 +97,22 @@ class Cluster:
                 self.call("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
             time.sleep(0.1)
 
-    def wait_for_state(self, number, *states, timeout=150):
+    def wait_for_state(self, number, *states, timeout=300):
         """Wait until the job is in one of these states; what Slurm says of it then."""
         self.wait(number, lambda: self.job(number)["JobState"] in states, timeout)
         return self.job(number)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def alone(tmp_path_factory):
+    """No other process of this test run has a Slurm meanwhile: names of hosts and ports are there once."""
+    with (tmp_path_factory.getbasetemp().parent / "slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(alone, tmp_path_factory):
     """A Slurm of two nodes, n1 and n2, of one CPU each."""
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         pytest.skip(f"not installed: {', '.join(missing)} (apt-get install slurm-wlm munge)")

@@ -75,7 +75,7 @@ class Launchers:
     def start(self):
         self._running = [self._start(rank) for rank in (0, 1)]
 
-    def wait_until(self, condition, timeout=120):
+    def wait_until(self, condition, timeout=240):
         deadline = time.monotonic() + timeout
         while not condition():
             assert all(launcher.poll() is None for launcher in self._running), self._outputs()
@@ -162,7 +162,7 @@ def test_a_cut_link_is_named_on_both_hosts_and_the_same_commands_go_on(tmp_path,
                 assert re.search(rf"rank {rank} \({host}, process \d+\) after step \d+", cause), cause
 
     launchers.start()
-    codes, outputs = launchers.wait(timeout=120)
+    codes, outputs = launchers.wait(timeout=240)
     assert codes == [0, 0], outputs
     assert "going on from step" in outputs[0]
     assert read_json(folder / "status.json")["state"] == "done"

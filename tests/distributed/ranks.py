@@ -41,7 +41,7 @@ def launch(script: str, ranks: int, folder: Path) -> list[dict[str, str]]:
         start_new_session=True,
     )
     try:
-        output, _ = launched.communicate(timeout=240)
+        output, _ = launched.communicate(timeout=480)
     finally:
         if launched.poll() is None:
             os.killpg(launched.pid, signal.SIGKILL)
@@ -53,7 +53,7 @@ def run_checks(checks: Sequence[Callable], folder: Path) -> None:
     """On each rank: call the checks, each with a process group of this rank alone."""
     torch.set_num_threads(1)
     bracket.SMALL, bracket.MOST_INSIDE = 0, 1  # the smallest models, too, are searched as large ones are
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=180))
     own_groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     outcome = {}
     for check in checks:

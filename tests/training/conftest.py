@@ -20,7 +20,7 @@ def environment(tmp_path):
 def launch(tmp_path, environment):
     """Start the main job as a user would, with `processes` ranks, and wait for it."""
 
-    def start(processes, config, *overrides, timeout=300):
+    def start(processes, config, *overrides, timeout=600):
         program = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
         program += ["--config_file", str(ROOT / "launch" / "cpu.yaml"), "--num_processes", str(processes)]
         program += ["-m", "distprune.train", str(config), *overrides]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import torch
@@ -28,7 +29,14 @@ def make_a_weight_nan(trainer):
     trainer.pruner.tensors[2].local.view(-1)[kept] = torch.nan
 
 
+# A launcher gives a rank 30 s to obey SIGTERM, which one that is frozen does not.
+END_WHEN_ASKED = (
+    "trap '' TERM; while grep -qE 'ShdPnd:.*[0-38-b].{3}$' /proc/$0/status; do sleep 0.1; done; kill -KILL $0"
+)
+
+
 def freeze(_):
+    subprocess.Popen(["sh", "-c", END_WHEN_ASKED, str(os.getpid())])
     os.kill(os.getpid(), signal.SIGSTOP)
 
 

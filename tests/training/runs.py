@@ -86,7 +86,7 @@ def kill(pids):
     signal_all(pids, signal.SIGKILL)
 
 
-def run(words, folder, environment, send=None, once=None, everyone=False, timeout=200):
+def run(words, folder, environment, send=None, once=None, everyone=False, timeout=400):
     """Run a program to the end; or until `once()`, then send a signal to it, or to all that it has started.
 
     Returns:
@@ -103,7 +103,7 @@ def run(words, folder, environment, send=None, once=None, everyone=False, timeou
     )
     try:
         if once is not None:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 240
             while not once() and running.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
             if running.poll() is None:
@@ -122,7 +122,7 @@ class Starter:
     folder: Path
     environment: dict[str, str]
 
-    def __call__(self, processes, *overrides, send=None, once=None, everyone=False, timeout=200, **how):
+    def __call__(self, processes, *overrides, send=None, once=None, everyone=False, timeout=400, **how):
         """Run to the end; or until `once()`, then send a signal to the started process, or to all that it has started.
 
         Returns:

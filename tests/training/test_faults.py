@@ -15,15 +15,12 @@ PROGRAM = ("-m", "tests.training.faulty")
 
 @pytest.fixture
 def run_with(tmp_path, start):
-    """Run on two ranks with one fault; what status.json says, what was printed, and the seconds it took."""
+    """Run on two ranks with one fault; the exit code, what status.json says, and what was printed."""
 
     def run(fault, *overrides, launcher="cpu"):
-        # The launcher ends a frozen process so many seconds after the others have ended.
-        start.environment |= {"FAULT": fault, "PET_SHUTDOWN_TIMEOUT": "3"}
-        began = time.monotonic()
+        start.environment |= {"FAULT": fault}
         code, output = start(2, "run.dir=run", *overrides, program=PROGRAM, launcher=launcher)
-        status = read_json(tmp_path / "run" / "status.json")
-        return code, status, output, time.monotonic() - began
+        return code, read_json(tmp_path / "run" / "status.json"), output
 
     return run
 
@@ -52,7 +49,7 @@ def log(tmp_path, rank):
     ids=["mask bit", "weight bit", "NaN at an update", "NaN between updates"],
 )
 def test_what_goes_wrong_on_one_rank_is_named(run_with, fault, overrides, expected):
-    code, status, output, _ = run_with(fault, *overrides)
+    code, status, output = run_with(fault, *overrides)
     assert code == 1
     assert status["state"] == "failed"
     assert expected in status["error"]
@@ -65,11 +62,12 @@ def test_what_goes_wrong_on_one_rank_is_named(run_with, fault, overrides, expect
     ("fault", "launcher"), [("freeze", "cpu"), ("freeze", "fsdp2"), ("die", "cpu"), ("fail", "cpu")]
 )
 def test_a_rank_that_does_not_answer_is_named_within_the_timeout(run_with, tmp_path, fault, launcher):
-    code, status, output, seconds = run_with(f"{fault}:1:105", "integrity.timeout=8", launcher=launcher)
+    code, status, output = run_with(f"{fault}:1:105", "integrity.timeout=8", launcher=launcher)
     assert code == 1
-    assert seconds < 60
     assert status["state"] == "failed"
     beat = read_json(tmp_path / "run" / "heartbeats" / "rank-00001.json")
+    # The timeout, a look at heartbeats, and what a busy machine needs for both.
+    assert (tmp_path / "run" / "status.json").stat().st_mtime - beat["time"] < 8 + 2 + 10
     if fault == "fail":
         assert status["error"] == "rank 1 at step 105: ZeroDivisionError: of its own"
         assert beat["failure"] == "ZeroDivisionError: of its own"
@@ -85,7 +83,7 @@ def test_a_rank_that_does_not_answer_is_named_within_the_timeout(run_with, tmp_p
 
 @pytest.mark.slow
 def test_steps_with_a_loss_that_is_not_finite_are_left_out_on_all_ranks(run_with, tmp_path):
-    code, status, output, _ = run_with("loss:1:105", "train.on_nonfinite=skip_step")
+    code, status, output = run_with("loss:1:105", "train.on_nonfinite=skip_step")
     assert code == 0, output
     assert status["state"] == "done"
     for rank in (0, 1):

@@ -42,13 +42,13 @@ def log(folder, rank=0):
     ],
 )
 def test_a_host_at_fault_is_named_and_nothing_is_begun(tmp_path, start, fault, expected):
-    start.environment |= {"FAULT": f"{fault}:1", "PET_SHUTDOWN_TIMEOUT": "3"}
+    start.environment |= {"FAULT": f"{fault}:1"}
     began = time.monotonic()
     code, output = start(2, "run.dir=run", *QUICK, program=PROGRAM)
     assert code == 1, output
     assert expected in output
     assert f'File "{ROOT}/distprune' not in output
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 150
     assert not (tmp_path / "run").exists()
     assert not list(tmp_path.glob(".distprune-*"))
 
