@@ -34,7 +34,8 @@ CASES = {
 
 def main() -> None:
     parts = [
-        HEAD, section("update", update), section("step", step), section("start", start),
+        HEAD, section("update", update), section("update_xeon", another_cpu), section("step", step),
+        section("start", start),
         section("gradients", gradients), accuracy(), ablations(), gpu(),
     ]  # fmt: skip
     for name, text in (("benchmarks", "\n".join(parts)), ("scaling", scaling(read("scaling")))):
@@ -48,10 +49,12 @@ def section(name: str, written: Callable[[dict[str, Any]], str]) -> str:
     return written(read(name)) if (RESULTS / f"{name}.json").exists() else ""
 
 
-def update(found: dict[str, Any], title: str = "An update of the masks", command: str = "") -> str:
+def update(
+    found: dict[str, Any], title: str = "## An update of the masks", name: str = "update", command: str = ""
+) -> str:
     """An update of the masks."""
     rows = []
-    for name, model in found["models"].items():
+    for weights, model in found["models"].items():
         for form, one in model["forms"].items():
             ratio = model["ratios"][form]
             told = (
@@ -61,13 +64,14 @@ def update(found: dict[str, Any], title: str = "An update of the masks", command
             )
             told = told.format(**ratio)
             told = {"update": f"takes {told} reads", "read (sum)": ""}.get(form, told)
-            rows.append(f"{name} | {form} | {one['median_ms']:.1f} | {one['bytes_per_weight']:.2f} | {told}")
+            rows.append(f"{weights} | {form} | {one['median_ms']:.1f} | {one['bytes_per_weight']:.2f} | {told}")
     times = {
-        name: {f: one["median_ms"] for f, one in model["forms"].items()} for name, model in found["models"].items()
+        weights: {f: one["median_ms"] for f, one in model["forms"].items()}
+        for weights, model in found["models"].items()
     }
-    picture = bars("update_gpu" if command else "update", times, "milliseconds", logarithmic=True)
+    picture = bars(name, times, "milliseconds", logarithmic=True)
     lines = [
-        f"{'###' if command else '##'} {title}\n",
+        f"{title}\n",
         f"`python benchmarks/update.py{command}`: scores, the exact global threshold, masks, weights and one momentum "
         "buffer\nzeroed, masks counted and fingerprinted, by `Pruner.step()` in the last half of a cubic schedule to "
         "90 %; the same\nsparsity by `torch.nn.utils.prune.global_unstructured`, and by concatenation and `kthvalue` "
@@ -77,6 +81,11 @@ def update(found: dict[str, Any], title: str = "An update of the masks", command
         f"\n![Milliseconds of an update and of its peers]({picture})\n",
     ]
     return "\n".join(lines)
+
+
+def another_cpu(found: dict[str, Any]) -> str:
+    """An update, where reads of memory are slower than on the first machine."""
+    return update(found, "### The same on another CPU", "update_xeon")
 
 
 def step(found: dict[str, Any], title: str = "## A training step") -> str:
@@ -193,7 +202,7 @@ def gpu() -> str:
     """What was measured on one."""
     parts = ["## On a GPU\n"]
     if (RESULTS / "update_gpu.json").exists():
-        parts.append(update(read("update_gpu"), "An update on a GPU", " --device cuda"))
+        parts.append(update(read("update_gpu"), "### An update on a GPU", "update_gpu", " --device cuda"))
     if (RESULTS / "step_gpu.json").exists():
         parts.append(step(read("step_gpu"), "### A training step on a GPU"))
     if (RESULTS / "topologies.json").exists():
