@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from common import RESULTS
@@ -34,9 +35,9 @@ CASES = {
 
 def main() -> None:
     parts = [
-        HEAD, section("update", update), section("update_xeon", another_cpu), section("step", step),
-        section("start", start),
-        section("gradients", gradients), accuracy(), ablations(), gpu(),
+        HEAD, section("update", update),
+        section("update_xeon", partial(update, title="### The same on another CPU", name="update_xeon")),
+        section("step", step), section("start", start), section("gradients", gradients), accuracy(), ablations(), gpu(),
     ]  # fmt: skip
     for name, text in (("benchmarks", "\n".join(parts)), ("scaling", scaling(read("scaling")))):
         path = DOCS / f"{name}.md"
@@ -81,11 +82,6 @@ def update(
         f"\n![Milliseconds of an update and of its peers]({picture})\n",
     ]
     return "\n".join(lines)
-
-
-def another_cpu(found: dict[str, Any]) -> str:
-    """An update, where reads of memory are slower than on the first machine."""
-    return update(found, "### The same on another CPU", "update_xeon")
 
 
 def step(found: dict[str, Any], title: str = "## A training step") -> str:

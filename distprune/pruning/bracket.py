@@ -203,7 +203,7 @@ class MagnitudeSearch(Search):
             # How many places are before each stretch; then behind it.
             before = torch.searchsorted(inside.places, self._rows.starts.to(inside.places.dtype))
             of_each = before.diff(append=before.new_tensor([len(inside.places)]))
-            found.index_add_(0, self._rows.numbers, of_each)
+            found.index_add_(0, torch.tensor(self._rows.numbers, device=self.device), of_each)
         return torch.stack([below, found])
 
     def _equal(self, inside: _Inside, key: int) -> Iterator[Tensor]:

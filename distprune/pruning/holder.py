@@ -164,7 +164,7 @@ class MaskHolder(ABC):
     def mask_weights(self) -> None:
         """Set weights at pruned places to 0. Runs after each optimizer step; call it after loading weights."""
         if self.zeros:
-            mask_ops.apply_all([self.masks[t.name] for t in self.tensors], [t.local for t in self.tensors])
+            self._zero_weights()
 
     def verify(self) -> None:
         """Count zeros and fingerprint the masks over all ranks, and compare those of ranks that hold the same part.
@@ -256,6 +256,9 @@ class MaskHolder(ABC):
         self.mask_weights()
         if not _is_skipped(optimizer):
             self._steps_done += 1
+
+    def _zero_weights(self) -> None:
+        mask_ops.apply_all([self.masks[t.name] for t in self.tensors], [t.local for t in self.tensors])
 
     def _mask_optimizer_state(self) -> None:
         masks, states = list[Tensor](), list[Tensor]()

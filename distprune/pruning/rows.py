@@ -109,13 +109,13 @@ class Rows:
         return torch.tensor(values, dtype=torch.int64).repeat_interleave(self._lengths)
 
     @cached_property
-    def numbers(self) -> Tensor:
-        """Of each stretch the number of its tensor (int64)."""
-        return torch.tensor([number for number, _, _ in self.stretches], dtype=torch.int64, device=self._device)
+    def numbers(self) -> list[int]:
+        """Of each stretch the number of its tensor."""
+        return [number for number, _, _ in self.stretches]
 
     def add_up(self, by_row: Tensor, tensors: int) -> Tensor:
         """Sums over the rows of each of so many tensors; `by_row` is int64 of shape (..., rows)."""
-        number = self.each([number for number, _, _ in self.stretches]).to(self._device)
+        number = self.each(self.numbers).to(self._device)
         return by_row.new_zeros(*by_row.shape[:-1], tensors).index_add_(-1, number, by_row)
 
 

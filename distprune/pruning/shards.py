@@ -42,9 +42,9 @@ def chunks(start: int, stop: int, size: int = CHUNK) -> Iterator[tuple[int, int]
         yield begin, min(begin + size, stop)
 
 
-def at_once(device: torch.device, on_cpu: int = CHUNK) -> int:
+def at_once(device: torch.device) -> int:
     """How many elements are looked at at once on a device."""
-    return on_cpu if device.type == "cpu" else ON_GPU
+    return CHUNK if device.type == "cpu" else ON_GPU
 
 
 @dataclass(frozen=True)

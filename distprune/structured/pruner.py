@@ -266,8 +266,7 @@ class ChannelPruner(MaskHolder):
         before = self.kept
         self.kept, taken = choose(order, before, self._limits, self.cost, (1 - target) * self._dense)
         self._lay_masks()
-        for tensor in self.tensors:
-            mask_ops.apply(self.masks[tensor.name], tensor.local)
+        self._zero_weights()
         self._mask_optimizer_state()
         if not taken:
             return 0.0

@@ -93,11 +93,12 @@ def gradient_exchange(config: Config, accelerator: Accelerator) -> Literal["dens
             "train.gradients: packed is for replicas, which hold all gradients, and FSDP shards them; leave it out, or "
             "launch with launch/multi_gpu.yaml"
         )
-    if asked == "auto" and (is_sharded(accelerator) or accelerator.device.type != "cpu"):
+    if asked != "auto":
+        return asked
+    if is_sharded(accelerator) or accelerator.device.type != "cpu":
         return "dense"
-    if asked == "auto" and accelerator.num_processes > 2 and len(set(gather_object([host()]))) == 1:
-        return "dense"
-    return asked
+    within_a_host = accelerator.num_processes > 2 and len(set(gather_object([host()]))) == 1
+    return "dense" if within_a_host else "auto"
 
 
 def wrap(model: nn.Module, optimizer: Optimizer, accelerator: Accelerator) -> tuple[nn.Module, AcceleratedOptimizer]:

@@ -87,7 +87,7 @@ def test_a_job_goes_on_whatever_stops_it_and_ends_with_the_same_bytes(cluster, j
     trained_on()
     beat = read_json(folder / "heartbeats" / "rank-00001.json")
     os.kill(beat["pid"], signal.SIGKILL)
-    cluster.wait(number, lambda: int(cluster.job(number)["Restarts"]) == 5, timeout=240)
+    cluster.wait(number, lambda: int(cluster.job(number)["Restarts"]) == 5, timeout=60)
     assert "rank 1" in read_json(folder / "status.json")["error"]
 
     job = cluster.wait_for_state(number, "COMPLETED", "FAILED")
