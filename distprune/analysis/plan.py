@@ -135,7 +135,7 @@ def print_plan(path: str, overrides: Sequence[str] = ()) -> None:
     """
     plan = make_plan(path, overrides)
     console = Console(highlight=False)
-    console.print(dump_config(plan.config), markup=False)
+    console.print(dump_config(plan.config), soft_wrap=True, markup=False)
     counts = f"{plan.samples[0]:,} training and {plan.samples[1]:,} evaluation {plan.what_samples}"
     console.print(f"{counts}, {plan.classes} {'tokens' if plan.config.data.task == 'causal_lm' else 'classes'}")
     console.print(_phase_table(plan.timetable, plan.steps_per_epoch))

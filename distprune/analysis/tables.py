@@ -36,13 +36,12 @@ def print_summary(summary: Mapping[str, Any], folder: Path, report: Path | None 
         shape = () if channels else (_shape(layer["shape"]),)
         layers.add_row(name, *shape, f"{layer['zeros']:,}", f"{weights:,}", f"{layer['sparsity']:.4f}")
     console.print(layers)
-    figures = Table.grid(padding=(0, 2))
     sets = (
         (f"accuracy on {name}", _accuracy(summary[f"eval/{name}/top1"], summary[key]))
         for key in summary
         if key.startswith("dense/") and (name := key.removeprefix("dense/").removesuffix("/top1")) != "top1"
     )
-    for label, value in (
+    figures = (
         ("dense accuracy", f"{summary['dense/top1']:.2f} %"),
         ("final accuracy", _accuracy(summary["eval/top1"], summary["dense/top1"])),
         *sets,
@@ -51,9 +50,10 @@ def print_summary(summary: Mapping[str, Any], folder: Path, report: Path | None 
         ("took", f"{summary['steps']:,} steps in {summary['wall_s']:.0f} s on {_ranks(summary['world_size'])}"),
         ("run folder", str(folder)),
         *(() if report is None else (("report", str(report)),)),
-    ):
-        figures.add_row(label, value)
-    console.print(figures)
+    )
+    width = max(len(label) for label, _ in figures)
+    for label, value in figures:
+        console.print(f"{label:<{width}}  {value}", soft_wrap=True)
     console.print("\nNext:", highlight=False)
     shown, removed = shlex.quote(str(folder)), summary.get("params/dense", 0) > summary["params/total"]
     form = "onnx" if removed else "shrunk" if "macs/left" in summary else "packed"

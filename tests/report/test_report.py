@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from distprune.analysis.tables import print_summary
 from distprune.cli import main as command
 from distprune.report.figures import MOST_POINTS, short, thinned
 from distprune.report.gather import gather
@@ -47,11 +48,21 @@ def specs(path):
 
 def test_a_run_ends_with_its_report_and_three_commands(done):
     assert (done.folder / "report.html").exists()
-    assert f"report           {done.folder}/report.html" in re.sub(r"\n +", "", done.said)
+    figures = dict(re.findall(r"^(\w[\w ]*?)  +(.+)$", done.said, flags=re.M))
+    assert figures["run folder"] == str(done.folder)
+    assert figures["report"] == f"{done.folder}/report.html"
     following = done.said[done.said.index("Next:") :].splitlines()[1:]
     assert [line.split()[:2] for line in following[:3]] == [
         ["distprune", name] for name in ("analyze", "export", "report")
     ]
+
+
+def test_long_paths_are_printed_whole(done, capsys):
+    folder = Path("/") / ("x" * 120) / "run"
+    print_summary(read_json(done.folder / "summary.json"), folder, folder / "report.html")
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert f"run folder {folder}" in lines
+    assert f"report {folder}/report.html" in lines
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path):
