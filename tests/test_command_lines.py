@@ -21,7 +21,7 @@ from tests.jobs import ROOT, own_cache
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 COMMANDS = ("accelerate", "distprune", "export", "pip", "pytest", "python", "sbatch", "srun", "tail", "wandb", ".")
 ELSEWHERE = {
-    "pip install -e '.[dev]' && pytest": "is what runs this",
+    "pip install -e '.[dev]' && pytest -n 2 --dist loadfile": "is what runs this",
     "pip install -e '.[transformers]'": "is part of the extra dev",
     "pip install 'distprune[wandb]'": "is part of the extra dev",
     "distprune slurm configs/digits.yaml --nodes 2 --gpus-per-node 8 --time 12:00:00 --submit":
