@@ -196,36 +196,44 @@ def ablations() -> str:
 
 def gpu() -> str:
     """What was measured on one."""
-    parts = ["## On a GPU\n"]
-    if (RESULTS / "update_gpu.json").exists():
-        parts.append(update(read("update_gpu"), "### An update on a GPU", "update_gpu", " --device cuda"))
-    if (RESULTS / "step_gpu.json").exists():
-        parts.append(step(read("step_gpu"), "### A training step on a GPU"))
-    if (RESULTS / "topologies.json").exists():
-        ways = read("topologies")["ways"]
-        rows = [
-            f"{way} | {'passed' if one['passed'] else 'failed'} | {one['at_once']} | {cell(one['said'])}"
-            for way, one in ways.items()
-        ]
-        parts += [
-            "### Ways of a GPU\n",
-            "`python benchmarks/topologies.py`: short runs of the main job, so many of them at once on one GPU, which "
-            "therefore say\nlittle of speed.\n",
-            f"{origins(ways)}.\n", *table("way | outcome | at once | figures", rows), "",
-        ]  # fmt: skip
-    if (RESULTS / "two_four.json").exists():
-        found = read("two_four")
-        rows = [
-            f"{layer} | {one['dense_ms']:.3f} | {cell(one['cusparselt'])} | {cell(one['cutlass'])}"
-            for layer, one in found["layers"].items()
-        ]
-        parts += [
-            "### 2:4\n",
-            "`python benchmarks/two_four.py`: linear layers in half precision, by kernels for 2:4 weights; each is "
-            "one call from Python.\n",
-            f"{where(found)}.\n", *table("layer | dense, ms | cuSPARSELt is faster by | CUTLASS", rows), "",
-        ]  # fmt: skip
-    return "\n".join(parts if len(parts) > 1 else [*parts, f"{NOT_MEASURED.capitalize()}.\n"])
+    on_gpu = partial(update, title="### An update on a GPU", name="update_gpu", command=" --device cuda")
+    parts = [
+        section("update_gpu", on_gpu), section("step_gpu", partial(step, title="### A training step on a GPU")),
+        section("topologies", topologies), section("two_four", two_four),
+    ]  # fmt: skip
+    measured = [part for part in parts if part]
+    return "\n".join(["## On a GPU\n", *(measured or [f"{NOT_MEASURED.capitalize()}.\n"])])
+
+
+def topologies(found: dict[str, Any]) -> str:
+    """Ways to run the main job."""
+    ways = found["ways"]
+    rows = [
+        f"{way} | {'passed' if one['passed'] else 'failed'} | {one['at_once']} | {cell(one['said'])}"
+        for way, one in ways.items()
+    ]
+    lines = [
+        "### Ways of a GPU\n",
+        "`python benchmarks/topologies.py`: short runs of the main job, so many of them at once on one GPU, which "
+        "therefore say\nlittle of speed.\n",
+        f"{origins(ways)}.\n", *table("way | outcome | at once | figures", rows), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def two_four(found: dict[str, Any]) -> str:
+    """Kernels for 2:4."""
+    rows = [
+        f"{layer} | {one['dense_ms']:.3f} | {cell(one['cusparselt'])} | {cell(one['cutlass'])}"
+        for layer, one in found["layers"].items()
+    ]
+    lines = [
+        "### 2:4\n",
+        "`python benchmarks/two_four.py`: linear layers in half precision, by kernels for 2:4 weights; each is "
+        "one call from Python.\n",
+        f"{where(found)}.\n", *table("layer | dense, ms | cuSPARSELt is faster by | CUTLASS", rows), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
